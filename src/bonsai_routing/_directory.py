@@ -1,0 +1,193 @@
+"""How a registry finds endpoints: slots, and the order of stores that lets readers go without a lock.
+
+Theory of operation
+-------------------
+
+A *slot* is the place that a model id names, whether or not anything is registered there.
+``Directory.names`` leads from every name, id or alias, to a slot, so a look-up is one dictionary access and one
+attribute, and storing another endpoint in a slot changes the id and all its aliases at once.
+
+Readers take no lock.
+Writers exclude each other (the registry's lock) and order their stores so that a single one, ``slot.endpoint = ...`` in
+``flip``, makes the whole write visible:
+
+- A name is entered before its slot is filled and taken out after its slot was emptied.
+  A reader that meets an empty slot asks ``aliases`` what stands behind the id.
+- The default and the largest context, which may change with a slot, are stored beforehand as ``ChangingLeaders``, which
+  read as the old ones until the slot has flipped.
+- ``slot.available`` is empty while ``slot.endpoint`` changes.
+  It only spares readers a test: who finds it empty looks at ``slot.endpoint``.
+"""
+
+from heapq import heapify, heappop, heappush
+
+from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
+
+__all__ = ["Directory", "Slot"]
+
+
+class Slot:
+    """The place that a model id names."""
+
+    # In memory they stand in this, the alphabetical order: what readers use is beside the object's header. With eight
+    # attributes a slot is as large as an endpoint, and the two are often neighbours in memory.
+    __slots__ = ("available", "endpoint", "entry", "id", "inbound", "order", "registered_at")
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.endpoint: ModelEndpoint | None = None
+        # The same endpoint while it may be served, so that routing needs no test of its status.
+        self.available: ModelEndpoint | None = None
+        # When the endpoint was registered, in whole seconds of Unix time.
+        self.registered_at = 0
+        # The rank by first registration, which no other registered slot of the directory has.
+        self.order = 0
+        # This slot's entry in ``Directory.heap``. Any other entry of this slot is out of date.
+        self.entry: Entry | None = None
+        # The names in ``Directory.aliases`` that lead here; ``None`` for none.
+        self.inbound: list[str] | None = None
+
+
+# Minus the context length, so that the largest comes first; the order, so that of equals the one registered first does,
+# and slots are never compared; the slot.
+Entry = tuple[int, int, Slot]
+
+VACANT = Slot("")
+
+
+class Leaders:
+    """Which slot is the default (perhaps vacant), and which ready endpoint has the largest context, if any is ready."""
+
+    __slots__ = ("default", "largest")
+
+    def __init__(self, default: Slot, largest: ModelEndpoint | None) -> None:
+        self.default = default
+        self.largest = largest
+
+    def settled(self) -> "Leaders":
+        return self
+
+
+class ChangingLeaders:
+    """The leaders during a write: the old ones until its slot has flipped, then the new ones."""
+
+    __slots__ = ("after", "before", "old", "slot")
+
+    # Readers in a hurry find nothing here, and go the way that asks settled().
+    default = VACANT
+    largest = None
+
+    def __init__(self, slot: Slot, before: Leaders, after: Leaders) -> None:
+        self.slot = slot
+        self.old = slot.endpoint
+        self.before = before
+        self.after = after
+
+    def settled(self) -> Leaders:
+        return self.before if self.slot.endpoint is self.old else self.after
+
+
+class Directory:
+    """All that a registry knows. Readers use ``names``, ``slots``, ``aliases`` and ``leaders``."""
+
+    __slots__ = ("aliases", "declared", "heap", "leaders", "names", "orders", "slots", "targets")
+
+    def __init__(self) -> None:
+        # Where each name leads: ids, and the aliases that no id hides. All keys are text; they are declared as objects
+        # because readers look up what they were given, and find out what it is only when it is not there.
+        self.names: dict[object, Slot] = {}
+        # The registered ids, in the order of first registration.
+        self.slots: dict[str, Slot] = {}
+        # Where the aliases lead, the hidden ones included.
+        self.aliases: dict[str, Slot] = {}
+        # The ids that aliases lead to while nothing is registered there.
+        self.targets: dict[str, Slot] = {}
+        # The endpoints whose status was changed, by id, as they had been registered.
+        self.declared: dict[str, ModelEndpoint] = {}
+        self.leaders: Leaders | ChangingLeaders = Leaders(VACANT, None)
+        # An entry for every ready slot. Entries that are out of date or not ready stay until they come to the top or
+        # outnumber the slots.
+        self.heap: list[Entry] = []
+        self.orders = 0
+
+    def admit(self, id: str) -> Slot:
+        """Return the slot of an id that is not registered, with the id's name leading to it."""
+        slot = self.targets.pop(id, None) or Slot(id)
+        self.orders += 1
+        slot.order = self.orders
+        self.slots[id] = self.names[id] = slot
+        return slot
+
+    def dismiss(self, slot: Slot) -> None:
+        """Remove an emptied slot and its aliases, and let its name lead to the alias that it hid."""
+        del self.slots[slot.id]
+        self.declared.pop(slot.id, None)
+        slot.entry = None
+        for alias in slot.inbound or ():
+            del self.aliases[alias]
+            if self.names[alias] is slot:
+                del self.names[alias]
+        hidden = self.aliases.get(slot.id)
+        if hidden is not None:
+            self.names[slot.id] = hidden
+        else:
+            self.names.pop(slot.id, None)
+
+    def point(self, alias: str, target: str) -> None:
+        """Let *alias* lead to the id *target*."""
+        slot = self.slots.get(target) or self.targets.get(target)
+        if slot is None:
+            slot = self.targets[target] = Slot(target)
+        before = self.aliases.get(alias)
+        if before is slot:
+            return
+        if slot.inbound is None:
+            slot.inbound = []
+        slot.inbound.append(alias)
+        self.aliases[alias] = slot
+        if alias not in self.slots:
+            self.names[alias] = slot
+        if before is not None and before.inbound is not None:
+            before.inbound.remove(alias)
+            if not before.inbound:
+                self.targets.pop(before.id, None)
+
+    def enter(self, slot: Slot, ready: ModelEndpoint) -> None:
+        """Make sure that the heap has an entry for *slot* with the context length of *ready*."""
+        if slot.entry is None or slot.entry[0] != -ready.max_context_length:
+            slot.entry = (-ready.max_context_length, slot.order, slot)
+            heappush(self.heap, slot.entry)
+            if len(self.heap) > 2 * len(self.slots) + 16:
+                self.heap[:] = [entry for entry in self.heap if entry[2].entry is entry]
+                heapify(self.heap)
+
+    def largest(self, slot: Slot, ready: ModelEndpoint | None) -> ModelEndpoint | None:
+        """Return the ready endpoint with the largest context once *ready* is what *slot* serves."""
+        while self.heap:
+            entry = self.heap[0]
+            top = entry[2]
+            if top.entry is entry:
+                endpoint = ready if top is slot else top.available
+                if endpoint is not None:
+                    return endpoint
+                top.entry = None
+            heappop(self.heap)
+        return None
+
+    def flip(self, slot: Slot, endpoint: ModelEndpoint | None, default: Slot | None = None) -> None:
+        """Store *endpoint* in *slot*, and change what follows from it as of the same moment.
+
+        *default* is the slot that becomes the default; ``None`` leaves the default as it is.
+        """
+        ready = endpoint if endpoint is not None and endpoint.status is EndpointStatus.READY else None
+        if ready is not None:
+            self.enter(slot, ready)
+        before = after = self.leaders.settled()
+        largest = self.largest(slot, ready)
+        if largest is not before.largest or default is not None:
+            after = Leaders(default or before.default, largest)
+            self.leaders = ChangingLeaders(slot, before, after)
+        slot.available = None
+        slot.endpoint = endpoint
+        slot.available = ready
+        self.leaders = after

@@ -1,0 +1,54 @@
+"""The names under which models are served."""
+
+from dataclasses import dataclass
+
+__all__ = ["ModelId"]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ModelId:
+    """The name of a served model: ``base`` or ``base:adapter``.
+
+    Any text is a valid id, the empty one included.
+    Raises ``TypeError`` when *value* is not a ``str``.
+
+    >>> ModelId("bonsai-8b:code").adapter_name()
+    'code'
+    """
+
+    value: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, str):
+            raise TypeError(f"value must be a str, not {self.value!r}")
+
+    def __str__(self) -> str:
+        return self.value
+
+    def __repr__(self) -> str:
+        return f"ModelId({self.value!r})"
+
+    def as_str(self) -> str:
+        """Return the id as text."""
+        return self.value
+
+    def is_base(self) -> bool:
+        """Return whether the id names a base model: whether it has no colon."""
+        return ":" not in self.value
+
+    def adapter_name(self) -> str | None:
+        """Return the part after the first colon, or ``None`` for a base model.
+
+        ``"base:"`` names the adapter ``""``, which is not the same as no adapter.
+        """
+        _, colon, adapter = self.value.partition(":")
+        return adapter if colon else None
+
+
+def name_text(argument: str, name: object) -> str:
+    """Return a model's name as text; otherwise say what is wrong with *argument*."""
+    if isinstance(name, ModelId):
+        return name.value
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be a str or a ModelId, not {name!r}")
+    return name

@@ -1,0 +1,180 @@
+import copy
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+
+from bonsai_routing import EndpointStatus, ModelEndpoint, ModelId
+from bonsai_routing.endpoint import with_status
+
+FULL = ModelEndpoint(
+    "bonsai-8b:code",
+    "qwen3-8b",
+    display_name="Bonsai Code",
+    description="writes programs",
+    adapter="code",
+    max_context_length=32768,
+    is_default=True,
+    status="loading",
+)
+
+
+def test_only_a_ready_endpoint_is_available() -> None:
+    assert [status for status in EndpointStatus if status.is_available()] == [EndpointStatus.READY]
+
+
+def test_a_status_is_its_text() -> None:
+    assert [str(status) for status in EndpointStatus] == ["ready", "loading", "error", "disabled"]
+    assert EndpointStatus("ready") is EndpointStatus.READY
+
+
+@pytest.mark.parametrize("word", ["", "READY", "gone"])
+def test_a_word_that_is_no_status_is_refused(word: str) -> None:
+    message = f"status must be one of 'ready', 'loading', 'error', 'disabled', not {word!r}"
+    with pytest.raises(ValueError, match=message):
+        EndpointStatus(word)
+    with pytest.raises(ValueError, match=message):
+        ModelEndpoint("a", "b", status=word)
+
+
+@pytest.mark.parametrize("status", [None, 0, True])
+def test_what_is_not_text_is_no_status(status: Any) -> None:
+    with pytest.raises(TypeError, match=f"status must be one of .*, not {status!r}"):
+        ModelEndpoint("a", "b", status=status)
+
+
+def test_a_new_endpoint_has_the_references_defaults() -> None:
+    endpoint = ModelEndpoint("bonsai-8b", "qwen3-8b")
+    assert endpoint.id == ModelId("bonsai-8b")
+    assert endpoint.display_name == "bonsai-8b"
+    assert endpoint.description == ""
+    assert endpoint.base_model == "qwen3-8b"
+    assert endpoint.adapter is None
+    assert endpoint.max_context_length == 4096
+    assert endpoint.is_default is False
+    assert endpoint.status is EndpointStatus.READY
+
+
+def test_the_fields_are_in_the_references_order() -> None:
+    assert [field.name for field in dataclasses.fields(ModelEndpoint)] == [
+        "id",
+        "display_name",
+        "description",
+        "base_model",
+        "adapter",
+        "max_context_length",
+        "is_default",
+        "status",
+    ]
+
+
+def test_an_id_may_be_given_as_text_or_as_an_id() -> None:
+    assert ModelEndpoint("a", "b") == ModelEndpoint(ModelId("a"), "b")
+
+
+def test_an_id_with_a_colon_attaches_no_adapter_by_itself() -> None:
+    assert ModelEndpoint("bonsai-8b:code", "qwen3-8b").adapter is None
+
+
+def test_a_status_given_as_text_becomes_the_status() -> None:
+    assert FULL.status is EndpointStatus.LOADING
+
+
+def test_an_empty_display_name_stays_empty() -> None:
+    assert ModelEndpoint("a", "b", display_name="").display_name == ""
+
+
+def test_no_more_than_id_and_base_model_are_positional() -> None:
+    with pytest.raises(TypeError):
+        ModelEndpoint("a", "b", "c")  # type: ignore[call-arg]
+
+
+def test_builders_return_new_endpoints() -> None:
+    endpoint = ModelEndpoint("a", "b")
+    built = endpoint.with_adapter("x").with_description("y").with_context_length(0).set_default()
+    assert built == ModelEndpoint("a", "b", adapter="x", description="y", max_context_length=0, is_default=True)
+    assert endpoint == ModelEndpoint("a", "b")
+
+
+def test_builders_check_as_the_constructor_does() -> None:
+    endpoint = ModelEndpoint("a", "b")
+    with pytest.raises(TypeError, match="adapter must be a str, not None"):
+        endpoint.with_adapter(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="adapter must be a str or None, not 3"):
+        endpoint.with_adapter(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="description must be a str, not None"):
+        endpoint.with_description(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_context_length must be 0 tokens or more, not -1"):
+        endpoint.with_context_length(-1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("id", None, TypeError),
+        ("id", b"a", TypeError),
+        ("base_model", None, TypeError),
+        ("display_name", 1, TypeError),
+        ("description", None, TypeError),
+        ("adapter", 1, TypeError),
+        ("max_context_length", True, TypeError),
+        ("max_context_length", 4096.0, TypeError),
+        ("max_context_length", "4096", TypeError),
+        ("max_context_length", None, TypeError),
+        ("max_context_length", -1, ValueError),
+        ("is_default", 1, TypeError),
+        ("is_default", None, TypeError),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_value(argument: str, value: object, error: type[Exception]) -> None:
+    arguments: dict[str, Any] = {"id": "a", "base_model": "b", argument: value}
+    with pytest.raises(error, match=f"^{argument} must be .*, not {value!r}$"):
+        ModelEndpoint(**arguments)
+
+
+def test_endpoints_compare_and_hash_by_value() -> None:
+    assert dataclasses.replace(FULL) == FULL
+    assert hash(FULL) == hash(dataclasses.replace(FULL))
+    for name, value in {"display_name": "x", "adapter": None, "max_context_length": 1, "status": "ready"}.items():
+        changes: dict[str, Any] = {name: value}
+        assert dataclasses.replace(FULL, **changes) != FULL
+
+
+def test_a_copy_equals_its_original_and_keeps_its_status_identical() -> None:
+    for twin in (copy.copy(FULL), copy.deepcopy(FULL), pickle.loads(pickle.dumps(FULL))):
+        assert twin == FULL
+        assert twin.status is EndpointStatus.LOADING
+
+
+def test_an_endpoint_cannot_be_changed_or_given_more() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FULL.status = EndpointStatus.READY  # type: ignore[misc]
+    assert not hasattr(FULL, "__dict__")
+
+
+def test_an_endpoint_is_shown_by_what_is_not_default_and_reads_back() -> None:
+    assert repr(ModelEndpoint("a", "b")) == "ModelEndpoint('a', 'b')"
+    assert repr(ModelEndpoint("a", "b", status="error")) == "ModelEndpoint('a', 'b', status='error')"
+    assert eval(repr(FULL)) == FULL
+
+
+def test_an_endpoint_matches_by_keyword() -> None:
+    match FULL:
+        case ModelEndpoint(id=ModelId(value=name), adapter=str(adapter), status=EndpointStatus.LOADING):
+            assert (name, adapter) == ("bonsai-8b:code", "code")
+        case _:
+            pytest.fail("no match")
+
+
+def test_only_the_status_differs_in_an_endpoint_of_another_status() -> None:
+    ready = with_status(FULL, EndpointStatus.READY)
+    assert ready == dataclasses.replace(FULL, status=EndpointStatus.READY)
+    assert FULL.status is EndpointStatus.LOADING
+
+
+def test_an_endpoint_of_a_users_own_kind_stays_one_when_its_status_changes() -> None:
+    class PricedEndpoint(ModelEndpoint):
+        __slots__ = ()
+
+    assert type(with_status(PricedEndpoint("a", "b"), EndpointStatus.ERROR)) is PricedEndpoint

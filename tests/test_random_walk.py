@@ -1,0 +1,174 @@
+"""Random calls, answered alike by the registry and by an oracle as plain as lists."""
+
+import copy
+import pickle
+import random
+
+import pytest
+
+from bonsai_routing import (
+    ContextTooLongError,
+    EndpointStatus,
+    ModelEndpoint,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ModelRegistry,
+    ModelRouter,
+    NoModelsAvailableError,
+    RegistryChange,
+    RoutingError,
+)
+
+NAMES = ["a", "b", "c", "a:x", "a:", "", "d", "e"]
+STATUSES = list(EndpointStatus)
+
+
+class Oracle:
+    """The reference, with lists for dictionaries."""
+
+    def __init__(self) -> None:
+        self.endpoints: list[ModelEndpoint] = []
+        self.declared: list[ModelEndpoint] = []
+        self.aliases: list[tuple[str, str]] = []
+        self.default: str | None = None
+
+    def at(self, id: str | None) -> ModelEndpoint | None:
+        return next((each for each in self.endpoints if str(each.id) == id), None)
+
+    def register(self, endpoint: ModelEndpoint) -> None:
+        if endpoint.is_default:
+            self.default = str(endpoint.id)
+        old = self.at(str(endpoint.id))
+        if old is None:
+            self.endpoints.append(endpoint)
+        else:
+            self.endpoints[self.endpoints.index(old)] = endpoint
+        self.declared = [each for each in self.declared if each.id != endpoint.id] + [endpoint]
+
+    def unregister(self, id: str) -> ModelEndpoint | None:
+        old = self.at(id)
+        if old is not None:
+            self.endpoints.remove(old)
+            self.declared = [each for each in self.declared if each.id != old.id]
+            self.aliases = [(alias, target) for alias, target in self.aliases if target != id]
+            if self.default == id:
+                self.default = None
+        return old
+
+    def add_alias(self, alias: str, target: str) -> None:
+        self.aliases = [pair for pair in self.aliases if pair[0] != alias] + [(alias, target)]
+
+    def set_status(self, id: str, status: EndpointStatus) -> bool:
+        old = self.at(id)
+        if old is None:
+            return False
+        changed = ModelEndpoint(
+            old.id, old.base_model, max_context_length=old.max_context_length, is_default=old.is_default, status=status
+        )
+        self.endpoints[self.endpoints.index(old)] = changed
+        return True
+
+    def replace_with(self, other: "Oracle") -> RegistryChange:
+        was, declared = self.endpoints, self.declared
+        self.endpoints, self.declared = list(other.endpoints), list(other.declared)
+        self.aliases, self.default = list(other.aliases), other.default
+        added, changed = [], []
+        for place, endpoint in enumerate(other.endpoints):
+            live = next((each for each in was if each.id == endpoint.id), None)
+            if live is None:
+                added.append(str(endpoint.id))
+            elif endpoint == live or endpoint in declared:
+                self.endpoints[place] = live
+            else:
+                changed.append(str(endpoint.id))
+        removed = [str(each.id) for each in was if self.at(str(each.id)) is None]
+        return RegistryChange(tuple(added), tuple(removed), tuple(changed))
+
+    def resolve(self, name: str) -> ModelEndpoint | None:
+        return self.at(name) or self.at(dict(self.aliases).get(name))
+
+    def route(self, name: str | None) -> ModelEndpoint:
+        endpoint = self.at(self.default) if name is None else self.resolve(name)
+        if endpoint is None:
+            raise NoModelsAvailableError if name is None else ModelNotFoundError(name)
+        if endpoint.status != "ready":
+            raise ModelNotReadyError(str(endpoint.id), endpoint.status)
+        return endpoint
+
+    def route_for_context(self, name: str | None, tokens: int) -> ModelEndpoint:
+        endpoint = self.route(name)
+        if endpoint.max_context_length >= tokens:
+            return endpoint
+        if name is None:
+            ready = [each for each in self.endpoints if each.status == "ready"]
+            largest = max(ready, key=lambda each: each.max_context_length)
+            if largest.max_context_length >= tokens:
+                return largest
+        raise ContextTooLongError(str(endpoint.id), tokens, endpoint.max_context_length)
+
+
+def answer(route: object, *arguments: object) -> object:
+    try:
+        return route(*arguments)  # type: ignore[operator]
+    except RoutingError as error:
+        return type(error), error.args
+
+
+def assert_alike(router: ModelRouter, oracle: Oracle) -> None:
+    registry = router.registry
+    assert list(registry) == oracle.endpoints
+    assert len(registry) == len(oracle.endpoints)
+    assert registry.available_endpoints() == [each for each in oracle.endpoints if each.status == "ready"]
+    assert [entry.id for entry in router.models_list()] == [str(each.id) for each in registry.available_endpoints()]
+    assert registry.default_endpoint() == oracle.at(oracle.default)
+    for name in NAMES:
+        assert registry.resolve(name) == oracle.resolve(name)
+        assert (name in registry) == (oracle.resolve(name) is not None)
+    for request in [*NAMES, None]:
+        assert answer(router.route, request) == answer(oracle.route, request)
+        for tokens in (0, 1, 2, 3, 4, 5):
+            assert answer(router.route_for_context, request, tokens) == answer(
+                oracle.route_for_context, request, tokens
+            )
+
+
+def step(chance: random.Random, registry: ModelRegistry, oracle: Oracle) -> None:
+    name, other = chance.choice(NAMES), chance.choice(NAMES)
+    match chance.randrange(8):
+        case 0 | 1 | 2:
+            endpoint = ModelEndpoint(
+                name,
+                chance.choice("pq"),
+                max_context_length=chance.randrange(5),
+                is_default=chance.random() < 0.3,
+                status=chance.choice([EndpointStatus.READY, *STATUSES]),
+            )
+            registry.register(endpoint)
+            oracle.register(endpoint)
+        case 3:
+            assert registry.unregister(name) == oracle.unregister(name)
+        case 4 | 5:
+            registry.add_alias(name, other)
+            oracle.add_alias(name, other)
+        case _:
+            status = chance.choice(STATUSES)
+            assert registry.set_status(name, status) == oracle.set_status(name, status)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_call_answers_as_the_oracle_does(seed: int) -> None:
+    chance = random.Random(seed)
+    router, oracle = ModelRouter(ModelRegistry()), Oracle()
+    aside, aside_oracle = ModelRegistry(), Oracle()
+    for _ in range(250):
+        step(chance, router.registry, oracle)
+        step(chance, aside, aside_oracle)
+        match chance.randrange(40):
+            case 0:
+                router = copy.deepcopy(router)
+            case 1:
+                router = pickle.loads(pickle.dumps(router))
+            case 2 | 3:
+                assert router.registry.replace_with(aside) == oracle.replace_with(aside_oracle)
+        assert_alike(router, oracle)
+    assert_alike(ModelRouter(aside), aside_oracle)
