@@ -12,44 +12,13 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import cycle
 from types import FrameType
-from typing import Any
 
 import pytest
+from instructions import FOLDER, stopped_at_each_instruction
 
-import bonsai_routing._directory
-import bonsai_routing.registry
-import bonsai_routing.router
 from bonsai_routing import ContextTooLongError, EndpointStatus, ModelEndpoint, ModelRegistry, ModelRouter, RoutingError
 
-OURS = {
-    bonsai_routing._directory.__file__,
-    bonsai_routing.registry.__file__,
-    bonsai_routing.router.__file__,
-}
 NAMES = ["a", "b", "c", "d"]
-
-
-@contextmanager
-def stopped_at_each_instruction(visit: Callable[[], None]) -> Iterator[None]:
-    """Call *visit* before each instruction of the package that this thread executes in the block."""
-
-    def local(frame: FrameType, event: str, arg: object) -> Any:
-        if event == "opcode":
-            visit()
-        return local
-
-    def each_call(frame: FrameType, event: str, arg: object) -> Any:
-        if frame.f_code.co_filename not in OURS:
-            return None
-        frame.f_trace_opcodes = True
-        return local
-
-    before = sys.gettrace()
-    sys.settrace(each_call)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 def answer(read: Callable[[], object]) -> object:
@@ -208,11 +177,15 @@ def test_a_large_model_that_went_before_the_default_shrank_answers_for_nobody() 
 
 
 @contextmanager
-def stopped_at_each_call(visit: Callable[[], object]) -> Iterator[None]:
-    """Call *visit* whenever the package calls something; unlike the above, it leaves tracing to a coverage tool."""
+def stopped_at_each_call(visit: Callable[[], object], function: str = "") -> Iterator[None]:
+    """Call *visit* whenever the package calls something, or just when that function begins.
+
+    Unlike the above, it leaves tracing to a coverage tool.
+    """
 
     def profile(frame: FrameType, event: str, arg: object) -> None:
-        if event in ("call", "c_call") and frame.f_code.co_filename in OURS:
+        ours = event in ("call", "c_call") and frame.f_code.co_filename.startswith(FOLDER)
+        if ours and function in ("", frame.f_code.co_name):
             visit()
 
     sys.setprofile(profile)
@@ -247,7 +220,23 @@ def test_the_default_is_looked_up_anew_when_it_changes_meanwhile() -> None:
     router = ModelRouter(ModelRegistry())
     router.registry.register(ModelEndpoint("a", "p", is_default=True, max_context_length=1))
     newer = ModelEndpoint("b", "p", is_default=True, max_context_length=2)
-    # The calls are route_for_context(), the search for the default, and settled(), within that search.
-    writes: Iterator[Callable[[], object]] = iter([int, int, partial(router.registry.register, newer)])
-    with stopped_at_each_call(lambda: next(writes, int)()):
+    writes = iter([partial(router.registry.register, newer)])
+    with stopped_at_each_call(lambda: next(writes, int)(), function="settled"):
         assert router.route_for_context(None, 2) is newer
+
+
+def test_replacing_everything_ends_though_writers_come_in_all_the_time() -> None:
+    registry, other = ModelRegistry(), ModelRegistry()
+    registry.register(ModelEndpoint("a", "p"))
+    other.register(ModelEndpoint("b", "p"))
+    statuses = cycle([EndpointStatus.ERROR, EndpointStatus.READY])
+
+    def write() -> None:
+        # In the end the lock is held, and no writer comes in any more.
+        if not registry._ledger.lock.locked():
+            registry.set_status("a", next(statuses))
+
+    with stopped_at_each_call(write):
+        change = registry.replace_with(other)
+    assert (change.added, change.removed) == (("b",), ("a",))
+    assert list(registry) == list(other)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -77,10 +78,12 @@ class Oracle:
             live = next((each for each in was if each.id == endpoint.id), None)
             if live is None:
                 added.append(str(endpoint.id))
-            elif endpoint == live or endpoint in declared:
-                self.endpoints[place] = live
-            else:
+                continue
+            if endpoint != live and endpoint not in declared:
                 changed.append(str(endpoint.id))
+            known = [replace(each, is_default=endpoint.is_default) for each in (live, *declared)]
+            if endpoint in known:
+                self.endpoints[place] = replace(live, is_default=endpoint.is_default)
         removed = [str(each.id) for each in was if self.at(str(each.id)) is None]
         return RegistryChange(tuple(added), tuple(removed), tuple(changed))
 

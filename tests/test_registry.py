@@ -364,6 +364,16 @@ def test_an_unchanged_endpoint_keeps_its_status() -> None:
     assert registry.resolve("a") == endpoint("a", status="error")
 
 
+def test_a_default_that_moves_keeps_the_generations() -> None:
+    registry = registry_of(A.set_default(), B)
+    registry.set_status("a", "error")
+    generations = registry.generation("a"), registry.generation("b")
+    assert registry.replace_with(registry_of(A, B.set_default())) == RegistryChange((), (), ("a", "b"))
+    assert registry.resolve("a") == endpoint("a", status="error")
+    assert registry.default_endpoint() == B.set_default()
+    assert (registry.generation("a"), registry.generation("b")) == generations
+
+
 def test_a_copy_knows_what_was_registered() -> None:
     registry = registry_of(A)
     registry.set_status("a", "error")

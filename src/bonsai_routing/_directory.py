@@ -21,7 +21,7 @@ Writers exclude each other (the registry's lock) and order their stores so that 
 
 from heapq import heapify, heappop, heappush
 
-from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
+from bonsai_routing.endpoint import READY, ModelEndpoint
 
 __all__ = ["Directory", "Slot"]
 
@@ -31,17 +31,19 @@ class Slot:
 
     # In memory they stand in this, the alphabetical order: what readers use is beside the object's header. With eight
     # attributes a slot is as large as an endpoint, and the two are often neighbours in memory.
-    __slots__ = ("available", "endpoint", "entry", "id", "inbound", "order", "registered_at")
+    __slots__ = ("available", "endpoint", "entry", "generation", "id", "inbound", "order", "registered_at")
+
+    # Known once the id is registered: the rank by first registration, which no other slot of the directory has; the
+    # number of the endpoint's publication; and when that was, in whole seconds of Unix time.
+    order: int
+    generation: int
+    registered_at: int
 
     def __init__(self, id: str) -> None:
         self.id = id
         self.endpoint: ModelEndpoint | None = None
         # The same endpoint while it may be served, so that routing needs no test of its status.
         self.available: ModelEndpoint | None = None
-        # When the endpoint was registered, in whole seconds of Unix time.
-        self.registered_at = 0
-        # The rank by first registration, which no other registered slot of the directory has.
-        self.order = 0
         # This slot's entry in ``Directory.heap``. Any other entry of this slot is out of date.
         self.entry: Entry | None = None
         # The names in ``Directory.aliases`` that lead here; ``None`` for none.
@@ -88,9 +90,9 @@ class ChangingLeaders:
 
 
 class Directory:
-    """All that a registry knows. Readers use ``names``, ``slots``, ``aliases`` and ``leaders``."""
+    """All that a registry knows. Readers use ``names``, ``slots``, ``aliases``, ``leaders`` and ``attached``."""
 
-    __slots__ = ("aliases", "declared", "heap", "leaders", "names", "orders", "slots", "targets")
+    __slots__ = ("aliases", "attached", "declared", "heap", "leaders", "names", "slots", "steady", "targets")
 
     def __init__(self) -> None:
         # Where each name leads: ids, and the aliases that no id hides. All keys are text; they are declared as objects
@@ -104,47 +106,54 @@ class Directory:
         self.targets: dict[str, Slot] = {}
         # The endpoints whose status was changed, by id, as they had been registered.
         self.declared: dict[str, ModelEndpoint] = {}
+        # What was published along with an endpoint, by id. It leaves before the endpoint does and comes after it.
+        self.attached: dict[str, object] = {}
         self.leaders: Leaders | ChangingLeaders = Leaders(VACANT, None)
+        # The same for writers, who find no write under way.
+        self.steady = self.leaders
         # An entry for every ready slot. Entries that are out of date or not ready stay until they come to the top or
         # outnumber the slots.
         self.heap: list[Entry] = []
-        self.orders = 0
 
-    def admit(self, id: str) -> Slot:
+    def admit(self, id: str, order: int) -> Slot:
         """Return the slot of an id that is not registered, with the id's name leading to it."""
-        slot = self.targets.pop(id, None) or Slot(id)
-        self.orders += 1
-        slot.order = self.orders
+        slot = self.targets.pop(id, None) if self.targets else None
+        if slot is None:
+            slot = Slot(id)
+        slot.order = order
         self.slots[id] = self.names[id] = slot
         return slot
 
     def dismiss(self, slot: Slot) -> None:
         """Remove an emptied slot and its aliases, and let its name lead to the alias that it hid."""
-        del self.slots[slot.id]
-        self.declared.pop(slot.id, None)
-        slot.entry = None
+        id, names, aliases = slot.id, self.names, self.aliases
+        del self.slots[id]
+        if self.declared:
+            self.declared.pop(id, None)
+        self.forget_entry(slot)
         for alias in slot.inbound or ():
-            del self.aliases[alias]
-            if self.names[alias] is slot:
-                del self.names[alias]
-        hidden = self.aliases.get(slot.id)
-        if hidden is not None:
-            self.names[slot.id] = hidden
+            del aliases[alias]
+            if names[alias] is slot and alias != id:
+                del names[alias]
+        if id in aliases:
+            names[id] = aliases[id]
         else:
-            self.names.pop(slot.id, None)
+            del names[id]
 
     def point(self, alias: str, target: str) -> None:
         """Let *alias* lead to the id *target*."""
         slot = self.slots.get(target) or self.targets.get(target)
         if slot is None:
             slot = self.targets[target] = Slot(target)
-        before = self.aliases.get(alias)
+        aliases = self.aliases
+        before = aliases.get(alias)
         if before is slot:
             return
         if slot.inbound is None:
-            slot.inbound = []
-        slot.inbound.append(alias)
-        self.aliases[alias] = slot
+            slot.inbound = [alias]
+        else:
+            slot.inbound.append(alias)
+        aliases[alias] = slot
         if alias not in self.slots:
             self.names[alias] = slot
         if before is not None and before.inbound is not None:
@@ -152,14 +161,12 @@ class Directory:
             if not before.inbound:
                 self.targets.pop(before.id, None)
 
-    def enter(self, slot: Slot, ready: ModelEndpoint) -> None:
-        """Make sure that the heap has an entry for *slot* with the context length of *ready*."""
-        if slot.entry is None or slot.entry[0] != -ready.max_context_length:
-            slot.entry = (-ready.max_context_length, slot.order, slot)
-            heappush(self.heap, slot.entry)
-            if len(self.heap) > 2 * len(self.slots) + 16:
-                self.heap[:] = [entry for entry in self.heap if entry[2].entry is entry]
-                heapify(self.heap)
+    def forget_entry(self, slot: Slot) -> None:
+        """Let the slot's entry in the heap go out of date."""
+        slot.entry = None
+        if len(self.heap) > 2 * len(self.slots) + 16:
+            self.heap[:] = [entry for entry in self.heap if entry[2].entry is entry]
+            heapify(self.heap)
 
     def largest(self, slot: Slot, ready: ModelEndpoint | None) -> ModelEndpoint | None:
         """Return the ready endpoint with the largest context once *ready* is what *slot* serves."""
@@ -179,15 +186,23 @@ class Directory:
 
         *default* is the slot that becomes the default; ``None`` leaves the default as it is.
         """
-        ready = endpoint if endpoint is not None and endpoint.status is EndpointStatus.READY else None
+        heap = self.heap
+        ready = endpoint if endpoint is not None and endpoint.status is READY else None
         if ready is not None:
-            self.enter(slot, ready)
-        before = after = self.leaders.settled()
-        largest = self.largest(slot, ready)
+            entry = (-ready.max_context_length, slot.order, slot)
+            if slot.entry != entry:
+                if slot.entry is not None:
+                    self.forget_entry(slot)
+                slot.entry = entry
+                heappush(heap, entry)
+        before = after = self.steady
+        largest = before.largest
+        if slot.endpoint is largest or (heap and heap[0][2] is slot):
+            largest = self.largest(slot, ready)
         if largest is not before.largest or default is not None:
             after = Leaders(default or before.default, largest)
             self.leaders = ChangingLeaders(slot, before, after)
         slot.available = None
         slot.endpoint = endpoint
         slot.available = ready
-        self.leaders = after
+        self.leaders = self.steady = after

@@ -9,6 +9,14 @@ __all__ = ["AdapterRef", "AdapterStack"]
 _SINGLE_PRECISION_EPSILON = 2.0**-23
 
 
+def is_finite(number: float) -> bool:
+    """Return whether *number* is finite as a float, which a large int is not."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
     """A LoRA adapter, by name, and its blending weight.
@@ -25,13 +33,9 @@ class AdapterRef:
             raise TypeError(f"name must be a str, not {self.name!r}")
         if not isinstance(self.weight, (int, float)) or isinstance(self.weight, bool):
             raise TypeError(f"weight must be a number, not {self.weight!r}")
-        try:
-            weight = float(self.weight)
-        except OverflowError:
-            weight = math.inf
-        if not math.isfinite(weight):
+        if not is_finite(self.weight):
             raise ValueError(f"weight must be a finite number, not {self.weight!r}")
-        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "weight", float(self.weight))
 
 
 @dataclass(slots=True)

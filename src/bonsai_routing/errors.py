@@ -1,16 +1,20 @@
-"""Why a request was not routed."""
+"""Why a request was not routed, or an adapter not loaded."""
 
 __all__ = [
+    "AdapterBaseError",
+    "AdapterConfigError",
+    "AdapterLoadedError",
     "ContextTooLongError",
     "ModelNotFoundError",
     "ModelNotReadyError",
     "NoModelsAvailableError",
     "RoutingError",
+    "StaleGenerationError",
 ]
 
 
 class RoutingError(Exception):
-    """The base of every error that routing a request can end with.
+    """The base of every error that routing a request or loading an adapter can end with.
 
     Each kind keeps its facts as attributes, tells them with ``str()``, and can be copied and pickled.
     """
@@ -23,7 +27,8 @@ class ModelNotFoundError(RoutingError, LookupError):
     """
 
     def __init__(self, model: str) -> None:
-        super().__init__(model)
+        # The error that a server raises most; super() would take half as long again.
+        LookupError.__init__(self, model)
         self.model = model
 
     def __str__(self) -> str:
@@ -71,3 +76,66 @@ class ModelNotReadyError(RoutingError):
 
     def __str__(self) -> str:
         return f"model '{self.model}' is not ready (status: {self.status})"
+
+
+class AdapterBaseError(RoutingError, ValueError):
+    """An adapter cannot be applied to the base model in question.
+
+    ``adapter`` is the adapter's name or id, ``base_model`` the id of the base endpoint, and ``rule`` what is wrong.
+    """
+
+    def __init__(self, adapter: str, base_model: str, rule: str) -> None:
+        super().__init__(adapter, base_model, rule)
+        self.adapter = adapter
+        self.base_model = base_model
+        self.rule = rule
+
+    def __str__(self) -> str:
+        return f"adapter '{self.adapter}' does not fit base model '{self.base_model}': {self.rule}"
+
+
+class AdapterConfigError(RoutingError, ValueError):
+    """An adapter's configuration file is missing, malformed, or not that of a LoRA adapter.
+
+    ``path`` is the file, ``key`` the key in it, ``None`` for the file as a whole, and ``rule`` what is wrong.
+    """
+
+    def __init__(self, path: str, key: str | None, rule: str) -> None:
+        super().__init__(path, key, rule)
+        self.path = path
+        self.key = key
+        self.rule = rule
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.rule}" if self.key is None else f"{self.path}: {self.key} {self.rule}"
+
+
+class AdapterLoadedError(RoutingError, ValueError):
+    """Something is registered already under the id that an adapter would get.
+
+    ``model`` is that id.
+    """
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def __str__(self) -> str:
+        return f"adapter '{self.model}' is loaded already"
+
+
+class StaleGenerationError(RoutingError):
+    """The endpoint of an id is not the one that the caller knew: it was replaced or removed meanwhile.
+
+    ``model`` is the id, ``expected`` the generation that the caller knew, ``None`` for no endpoint, and ``present`` the
+    one that is there, ``None`` for no endpoint.
+    """
+
+    def __init__(self, model: str, expected: int | None, present: int | None) -> None:
+        super().__init__(model, expected, present)
+        self.model = model
+        self.expected = expected
+        self.present = present
+
+    def __str__(self) -> str:
+        return f"model '{self.model}' has generation {self.present}, not {self.expected}"

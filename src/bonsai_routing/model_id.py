@@ -47,8 +47,8 @@ class ModelId:
 
 def name_text(argument: str, name: object) -> str:
     """Return a model's name as text; otherwise say what is wrong with *argument*."""
+    if isinstance(name, str):
+        return name
     if isinstance(name, ModelId):
         return name.value
-    if not isinstance(name, str):
-        raise TypeError(f"{argument} must be a str or a ModelId, not {name!r}")
-    return name
+    raise TypeError(f"{argument} must be a str or a ModelId, not {name!r}")

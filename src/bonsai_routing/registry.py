@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
-from threading import Lock
 
 from bonsai_routing._directory import VACANT, Directory, Slot
+from bonsai_routing._futures import futures
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint, with_status
+from bonsai_routing.leases import DrainingEndpoint, Ledger
 from bonsai_routing.model_id import ModelId, name_text
 
 __all__ = ["ModelRegistry", "RegistryChange"]
 
-# How often a listing is gathered anew when a write came in between, before it is returned as it is.
-_LISTING_ATTEMPTS = 8
+# How often something that takes long is tried again because a write came in between.
+_ATTEMPTS = 8
 
 _ENDPOINT = attrgetter("endpoint")
 
@@ -46,13 +47,15 @@ class ModelRegistry:
     ModelEndpoint('bonsai-8b', 'qwen3-8b')
     """
 
-    __slots__ = ("_directory", "_lock", "_writes")
+    __slots__ = ("_directory", "_ledger", "_writes")
 
     def __init__(self) -> None:
         self._directory = Directory()
-        # Held by every write from start to end; it protects all of the directory against a second writer.
-        self._lock = Lock()
-        # Counts the writes begun, so that a listing can tell whether one came in between.
+        # Owns the lock that every write holds from start to end. The most frequent writes acquire and release it by
+        # hand, which takes half as long as "with".
+        self._ledger = Ledger()
+        # Counts the writes begun, so that what takes long can tell whether one came in between. A generation is the
+        # number of the write that published it.
         self._writes = 0
 
     def register(self, endpoint: ModelEndpoint) -> None:
@@ -63,15 +66,31 @@ class ModelRegistry:
         """
         if not isinstance(endpoint, ModelEndpoint):
             raise TypeError(f"endpoint must be a ModelEndpoint, not {endpoint!r}")
-        id = endpoint.id.value
-        now = int(time.time())
-        with self._lock:
-            self._writes += 1
-            directory = self._directory
-            slot = directory.slots.get(id) or directory.admit(id)
-            slot.registered_at = now
-            directory.declared.pop(id, None)
-            directory.flip(slot, endpoint, slot if endpoint.is_default else None)
+        ledger = self._ledger
+        ledger.lock.acquire()
+        try:
+            self._publish(endpoint)
+        finally:
+            ledger.lock.release()
+        if ledger.returned or ledger.idle:
+            ledger.settle()
+
+    def swap(self, endpoint: ModelEndpoint) -> "futures.Future[ModelEndpoint | None]":
+        """Do what :meth:`register` does, and return a future of the endpoint that was replaced.
+
+        New requests get *endpoint* at once.
+        The future completes with the old one when its last lease has ended, at once if it has none, and with ``None``
+        if there was no old one.
+        Its callbacks run in the thread that ends that lease, outside every lock.
+        Cancelling it gives up waiting and nothing else.
+        """
+        if not isinstance(endpoint, ModelEndpoint):
+            raise TypeError(f"endpoint must be a ModelEndpoint, not {endpoint!r}")
+        future: futures.Future[ModelEndpoint | None] = futures.Future()
+        with self._ledger.lock:
+            self._publish(endpoint, future)
+        self._ledger.settle()
+        return future
 
     def unregister(self, id: ModelId | str) -> ModelEndpoint | None:
         """Remove the endpoint of that id, with every alias of it, and return it; ``None`` if there is none.
@@ -79,17 +98,51 @@ class ModelRegistry:
         If it was the default, there is no default afterwards.
         An alias is not an id: it cannot be used to unregister.
         """
+        key = id if isinstance(id, str) else name_text("id", id)
+        ledger = self._ledger
+        ledger.lock.acquire()
+        try:
+            return self._remove(key)
+        finally:
+            ledger.lock.release()
+            if ledger.returned or ledger.idle:
+                ledger.settle()
+
+    def retire(self, id: ModelId | str) -> "futures.Future[ModelEndpoint | None]":
+        """Do what :meth:`unregister` does, and return a future of the removed endpoint, as :meth:`swap` does."""
         key = name_text("id", id)
-        with self._lock:
-            directory = self._directory
-            slot = directory.slots.get(key)
-            if slot is None:
-                return None
-            self._writes += 1
-            removed = slot.endpoint
-            directory.flip(slot, None, VACANT if directory.leaders.settled().default is slot else None)
-            directory.dismiss(slot)
-            return removed
+        future: futures.Future[ModelEndpoint | None] = futures.Future()
+        with self._ledger.lock:
+            self._remove(key, future)
+        self._ledger.settle()
+        return future
+
+    def generation(self, id: ModelId | str) -> int | None:
+        """Return the number of the present publication of that id, which no other one has; ``None`` if there is none.
+
+        See :class:`Lease` for what it is good for.
+        """
+        key = name_text("id", id)
+        with self._ledger.lock:
+            generation = self._generation(key)
+        self._ledger.settle()
+        return generation
+
+    def in_flight(self, id: ModelId | str) -> int:
+        """Return how many leases of the present endpoint of that id are held; 0 if there is none."""
+        key = name_text("id", id)
+        with self._ledger.lock:
+            generation = self._generation(key)
+            leases = 0 if generation is None else self._ledger.in_flight(generation)
+        self._ledger.settle()
+        return leases
+
+    def draining(self) -> list[DrainingEndpoint]:
+        """Return the endpoints that were replaced or removed and are still leased, the first to go first."""
+        with self._ledger.lock:
+            draining = self._ledger.draining()
+        self._ledger.settle()
+        return draining
 
     def add_alias(self, alias: str, target: ModelId | str) -> None:
         """Let *alias* lead to the id *target*, in place of where it led before.
@@ -99,10 +152,16 @@ class ModelRegistry:
         """
         if not isinstance(alias, str):
             raise TypeError(f"alias must be a str, not {alias!r}")
-        key = name_text("target", target)
-        with self._lock:
+        key = target if isinstance(target, str) else name_text("target", target)
+        ledger = self._ledger
+        ledger.lock.acquire()
+        try:
             self._writes += 1
             self._directory.point(alias, key)
+        finally:
+            ledger.lock.release()
+        if ledger.returned or ledger.idle:
+            ledger.settle()
 
     def resolve(self, id_or_alias: ModelId | str) -> ModelEndpoint | None:
         """Return the endpoint of that id or, if there is none, of that alias; ``None`` if there is neither.
@@ -136,28 +195,29 @@ class ModelRegistry:
         Raises ``ValueError`` when *status* is text that names no status.
         """
         key = name_text("id", id)
-        status = EndpointStatus(status)
-        with self._lock:
-            directory = self._directory
-            slot = directory.slots.get(key)
-            if slot is None or slot.endpoint is None:
-                return False
-            if slot.endpoint.status is not status:
-                self._writes += 1
-                directory.declared.setdefault(key, slot.endpoint)
-                directory.flip(slot, with_status(slot.endpoint, status))
-            return True
+        # Calling an enum takes long even when there is nothing to convert.
+        if not isinstance(status, EndpointStatus):
+            status = EndpointStatus(status)
+        ledger = self._ledger
+        ledger.lock.acquire()
+        try:
+            return self._set_status(key, status)
+        finally:
+            ledger.lock.release()
+            if ledger.returned or ledger.idle:
+                ledger.settle()
 
     def replace_with(self, other: "ModelRegistry") -> RegistryChange:
         """Take over all of *other*'s endpoints, aliases and default in one step, and return what that changed.
 
         A reader sees all of the old registry or all of the new one; *other* shares nothing with this one afterwards.
         An endpoint that *other* has just as it is here, or as it was registered here, is unchanged.
-        It keeps its present status and the time of its registration.
+        It keeps its present status, the time of its registration, its generation and its leases.
+        One that differs in nothing but ``is_default`` is changed, and keeps them too.
         """
         if not isinstance(other, ModelRegistry):
             raise TypeError(f"other must be a ModelRegistry, not {other!r}")
-        return self._take_over(*other._contents())
+        return self._take_over(other._contents())
 
     def __len__(self) -> int:
         return len(self._directory.slots)
@@ -176,78 +236,199 @@ class ModelRegistry:
         return f"<ModelRegistry endpoints={len(self)} aliases={len(self._directory.aliases)}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restored, (type(self), *self._contents())
+        return _restored, (type(self), self._contents())
+
+    def _publish(
+        self,
+        endpoint: ModelEndpoint,
+        future: "futures.Future[ModelEndpoint | None] | None" = None,
+        attached: object = None,
+    ) -> int:
+        """Publish *endpoint*, let the one that it replaces drain, and return the new generation. Needs the lock."""
+        self._writes = generation = self._writes + 1
+        directory, id = self._directory, endpoint.id.value
+        slot = directory.slots.get(id)
+        if slot is None or slot.endpoint is None:
+            slot = directory.admit(id, generation)
+            if future is not None:
+                future.set_result(None)
+        else:
+            self._ledger.leave(slot.generation, slot.endpoint, future)
+            directory.declared.pop(id, None)
+            if attached is None:
+                directory.attached.pop(id, None)
+        slot.generation = generation
+        slot.registered_at = int(time.time())
+        directory.flip(slot, endpoint, slot if endpoint.is_default else None)
+        if attached is not None:
+            directory.attached[id] = attached
+        return generation
+
+    def _generation(self, id: str) -> int | None:
+        """Do what ``generation`` does. Needs the lock."""
+        slot = self._directory.slots.get(id)
+        return None if slot is None else slot.generation
+
+    def _set_status(self, id: str, status: EndpointStatus) -> bool:
+        """Do what ``set_status`` does. Needs the lock."""
+        directory = self._directory
+        slot = directory.slots.get(id)
+        if slot is None or slot.endpoint is None:
+            return False
+        if slot.endpoint.status is not status:
+            self._writes += 1
+            directory.declared.setdefault(id, slot.endpoint)
+            directory.flip(slot, with_status(slot.endpoint, status))
+        return True
+
+    def _remove(self, id: str, future: "futures.Future[ModelEndpoint | None] | None" = None) -> ModelEndpoint | None:
+        """Remove the endpoint of that id, let it drain, and return it. Needs the lock."""
+        directory = self._directory
+        slot = directory.slots.get(id)
+        if slot is None or slot.endpoint is None:
+            if future is not None:
+                future.set_result(None)
+            return None
+        self._writes += 1
+        removed = slot.endpoint
+        if self._ledger.leases or future is not None:
+            self._ledger.leave(slot.generation, removed, future)
+        if directory.attached:
+            directory.attached.pop(id, None)
+        directory.flip(slot, None, VACANT if directory.steady.default is slot else None)
+        directory.dismiss(slot)
+        return removed
 
     def _contents(self) -> "_Contents":
-        """Return the endpoints, as they are, as they were registered, and when; the aliases; and the default's id."""
-        with self._lock:
+        """Return what a copy needs: all endpoints, the aliases, and the default's id."""
+        with self._ledger.lock:
             directory = self._directory
             endpoints = [
-                (slot.endpoint, directory.declared.get(slot.id, slot.endpoint), slot.registered_at)
+                (
+                    slot.endpoint,
+                    directory.declared.get(slot.id, slot.endpoint),
+                    slot.registered_at,
+                    directory.attached.get(slot.id),
+                )
                 for slot in directory.slots.values()
                 if slot.endpoint is not None
             ]
             aliases = {alias: slot.id for alias, slot in directory.aliases.items()}
-            default = directory.leaders.settled().default
-            return endpoints, aliases, None if default is VACANT else default.id
+            default = directory.steady.default
+        self._ledger.settle()
+        return endpoints, aliases, None if default is VACANT else default.id
 
-    def _take_over(self, endpoints: "_Endpoints", aliases: dict[str, str], default: str | None) -> RegistryChange:
-        """Publish a directory of these contents, which is built aside, in one store."""
-        with self._lock:
-            self._writes += 1
-            old, new = self._directory, Directory()
-            added: list[str] = []
-            changed: list[str] = []
-            for endpoint, declared, registered_at in endpoints:
-                slot = new.admit(endpoint.id.value)
-                slot.registered_at = registered_at
-                live = old.slots.get(slot.id)
-                if live is None or live.endpoint is None:
-                    added.append(slot.id)
-                elif endpoint not in (live.endpoint, old.declared.get(slot.id)):
-                    changed.append(slot.id)
+    def _take_over(self, contents: "_Contents") -> RegistryChange:
+        """Publish a directory of these contents in one store."""
+        try:
+            # It is built without the lock, so that nobody waits, unless writers come in between every time.
+            for _ in range(_ATTEMPTS):
+                with self._ledger.lock:
+                    first, last = self._reserve(contents)
+                built = self._built(contents, first)
+                with self._ledger.lock:
+                    if self._writes == last:
+                        return self._publish_all(*built)
+            with self._ledger.lock:
+                first, _ = self._reserve(contents)
+                return self._publish_all(*self._built(contents, first))
+        finally:
+            self._ledger.settle()
+
+    def _reserve(self, contents: "_Contents") -> tuple[int, int]:
+        """Set a generation aside for each endpoint, and return the first and the last. Needs the lock."""
+        first = self._writes + 1
+        self._writes += len(contents[0]) + 1
+        return first, self._writes
+
+    def _built(self, contents: "_Contents", first: int) -> tuple[Directory, dict[int, ModelEndpoint], RegistryChange]:
+        """Return a new directory, the endpoints that it takes out of service by generation, and the change."""
+        endpoints, aliases, default = contents
+        old, new = self._directory, Directory()
+        added: list[str] = []
+        changed: list[str] = []
+        gone = {slot.generation: slot.endpoint for slot in list(old.slots.values()) if slot.endpoint is not None}
+        for generation, (endpoint, declared, registered_at, attached) in enumerate(endpoints, first):
+            id = endpoint.id.value
+            live = old.slots.get(id)
+            present = None if live is None else live.endpoint
+            slot = new.admit(id, generation)
+            if live is None or present is None:
+                added.append(id)
+            elif endpoint not in (present, old.declared.get(id)) or attached != old.attached.get(id):
+                changed.append(id)
+            if (
+                live is not None
+                and present is not None
+                and attached == old.attached.get(id)
+                and (_alike(endpoint, present) or _alike(endpoint, old.declared.get(id, present)))
+            ):
+                if endpoint.is_default != present.is_default:
+                    endpoint = replace(present, is_default=endpoint.is_default)
                 else:
-                    endpoint, slot.registered_at = live.endpoint, live.registered_at
-                if endpoint is not declared:
-                    new.declared[slot.id] = declared
-                new.flip(slot, endpoint, slot if slot.id == default else None)
-            for alias, target in aliases.items():
-                new.point(alias, target)
-            removed = tuple(id for id in old.slots if id not in new.slots)
-            self._directory = new
-        return RegistryChange(tuple(added), removed, tuple(changed))
+                    endpoint = present
+                slot.generation, slot.registered_at = live.generation, live.registered_at
+                gone.pop(live.generation, None)
+            else:
+                slot.generation, slot.registered_at = generation, registered_at
+            if endpoint is not declared:
+                new.declared[id] = declared
+            if attached is not None:
+                new.attached[id] = attached
+            new.flip(slot, endpoint, slot if id == default else None)
+        for alias, target in aliases.items():
+            new.point(alias, target)
+        removed = tuple(id for id in list(old.slots) if id not in new.slots)
+        return new, gone, RegistryChange(tuple(added), removed, tuple(changed))
+
+    def _publish_all(
+        self, directory: Directory, gone: dict[int, ModelEndpoint], change: RegistryChange
+    ) -> RegistryChange:
+        """Publish what was built, and let what it takes out of service drain. Needs the lock."""
+        self._writes += 1
+        self._directory = directory
+        for generation in self._ledger.leases.keys() & gone.keys():
+            self._ledger.leave(generation, gone[generation])
+        return change
 
     def _find(self, name: str) -> ModelEndpoint | None:
         """Look *name* up, minding what an id hides and a write that is under way."""
         directory = self._directory
-        endpoint = directory.names.get(name, VACANT).endpoint
-        if endpoint is None:
-            endpoint = directory.aliases.get(name, VACANT).endpoint
-        return endpoint
+        slot = directory.names.get(name)
+        if slot is None:
+            return None
+        # Read once: it may change between two looks.
+        endpoint = slot.endpoint
+        return directory.aliases.get(name, VACANT).endpoint if endpoint is None else endpoint
 
     def _listing(self) -> tuple[list[Slot], list[ModelEndpoint | None]]:
         """Return all slots and, as of one moment, what is in them.
 
         When writers leave no moment between them, each endpoint is right by itself.
         """
-        for _ in range(_LISTING_ATTEMPTS):
+        attempts = _ATTEMPTS
+        while True:
             writes = self._writes
             # Both lists are made in C and in one go, so no writer can change the dictionary meanwhile.
-            slots = list(self._directory.slots.values())
-            endpoints = list(map(_ENDPOINT, slots))
-            if writes == self._writes:
-                break
-        return slots, endpoints
+            slots = [*self._directory.slots.values()]
+            endpoints = [*map(_ENDPOINT, slots)]
+            attempts -= 1
+            if writes == self._writes or not attempts:
+                return slots, endpoints
 
 
-_Endpoints = list[tuple[ModelEndpoint, ModelEndpoint, int]]
-_Contents = tuple[_Endpoints, dict[str, str], str | None]
+# The endpoints, each as it is, as it was registered, when, and what was published along with it; the aliases; the
+# default.
+_Contents = tuple[list[tuple[ModelEndpoint, ModelEndpoint, int, object]], dict[str, str], str | None]
 
 
-def _restored(
-    cls: type[ModelRegistry], endpoints: _Endpoints, aliases: dict[str, str], default: str | None
-) -> ModelRegistry:
+def _alike(one: ModelEndpoint, other: ModelEndpoint) -> bool:
+    """Return whether two endpoints are equal but perhaps for being the default, which is no matter of the weights."""
+    return one == other or (one.is_default != other.is_default and replace(one, is_default=other.is_default) == other)
+
+
+def _restored(cls: type[ModelRegistry], contents: _Contents) -> ModelRegistry:
     """Make a registry of what ``_contents`` returned."""
     registry = cls()
-    registry._take_over(endpoints, aliases, default)
+    registry._take_over(contents)
     return registry

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint, checked_tokens
+from bonsai_routing.endpoint import READY, ModelEndpoint, checked_tokens
 from bonsai_routing.errors import (
     ContextTooLongError,
     ModelNotFoundError,
     ModelNotReadyError,
     NoModelsAvailableError,
 )
+from bonsai_routing.leases import Lease
 from bonsai_routing.model_id import ModelId, name_text
 from bonsai_routing.registry import ModelRegistry
 
@@ -65,7 +66,11 @@ class ModelRouter:
             endpoint = slot.available
             if endpoint is not None:
                 return endpoint
-        except (KeyError, TypeError):
+        except KeyError:
+            # All names that lead anywhere are there, so nothing more need be looked up.
+            if isinstance(requested_model, str):
+                raise ModelNotFoundError(requested_model) from None
+        except TypeError:
             pass
         return self._found(requested_model)
 
@@ -107,14 +112,40 @@ class ModelRouter:
             return fallback
         raise ContextTooLongError(endpoint.id.value, required_context, endpoint.max_context_length)
 
+    def lease(self, requested_model: ModelId | str | None = None, required_context: int | None = None) -> Lease:
+        """Route like :meth:`route` or, if *required_context* is given, :meth:`route_for_context`, and count the use.
+
+        Finding the endpoint and counting it is one step, so no endpoint can be replaced and found idle in between.
+        Raises what those raise. Never waits for a model, so it serves threads and asyncio alike.
+
+        >>> registry = ModelRegistry()
+        >>> registry.register(ModelEndpoint("bonsai-8b", "qwen3-8b"))
+        >>> with ModelRouter(registry).lease("bonsai-8b") as lease:
+        ...     lease.endpoint.base_model, lease.generation, registry.in_flight("bonsai-8b")
+        ('qwen3-8b', 1, 1)
+        """
+        registry = self.registry
+        ledger = registry._ledger
+        ledger.lock.acquire()
+        try:
+            if required_context is None:
+                endpoint = self.route(requested_model)
+            else:
+                endpoint = self.route_for_context(requested_model, required_context)
+            slot = registry._directory.slots[endpoint.id.value]
+            return Lease(endpoint, requested_model, slot.generation, ledger)
+        finally:
+            ledger.lock.release()
+            if ledger.returned or ledger.idle:
+                ledger.settle()
+
     def models_list(self) -> list[ModelListEntry]:
         """Return an entry for every ready endpoint, in the order of first registration."""
         slots, endpoints = self.registry._listing()
-        ready = EndpointStatus.READY
         return [
             ModelListEntry(slot.id, "model", "oxibonsai", slot.registered_at)
-            for slot, endpoint in zip(slots, endpoints, strict=True)
-            if endpoint is not None and endpoint.status is ready
+            for slot, endpoint in zip(slots, endpoints)
+            if endpoint is not None and endpoint.status is READY
         ]
 
     def _found(self, requested_model: ModelId | str | None) -> ModelEndpoint:
@@ -122,10 +153,10 @@ class ModelRouter:
         if requested_model is None:
             return self._found_default()[0]
         name = name_text("requested_model", requested_model)
-        endpoint = self.registry.resolve(name)
+        endpoint = self.registry._find(name)
         if endpoint is None:
             raise ModelNotFoundError(name)
-        return _ready(endpoint)
+        return ready(endpoint)
 
     def _found_default(self) -> tuple[ModelEndpoint, ModelEndpoint]:
         """Return the default and the ready endpoint with the largest context, both as of one moment."""
@@ -138,10 +169,11 @@ class ModelRouter:
                 break
         if endpoint is None:
             raise NoModelsAvailableError
-        return _ready(endpoint), settled.largest or endpoint
+        return ready(endpoint), settled.largest or endpoint
 
 
-def _ready(endpoint: ModelEndpoint) -> ModelEndpoint:
-    if endpoint.status is not EndpointStatus.READY:
+def ready(endpoint: ModelEndpoint) -> ModelEndpoint:
+    """Return *endpoint* if it is ready; otherwise raise :class:`ModelNotReadyError`."""
+    if endpoint.status is not READY:
         raise ModelNotReadyError(endpoint.id.value, endpoint.status)
     return endpoint
