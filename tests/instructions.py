@@ -36,6 +36,8 @@ def stopped_at_each_instruction(visit: Callable[[], object]) -> Iterator[None]:
         return local
 
     before = sys.gettrace()
+    # Python 3.12 heeds the wish for single instructions only if a frame has it by now.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(each_call)
     try:
         yield

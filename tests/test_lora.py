@@ -1504,6 +1504,12 @@ def test_a_stack_on_an_adapter_is_not_leased(loaded: AdapterRegistry, base: str)
     assert_refused(loaded, base, AdapterStack(), AdapterBaseError, **facts)
 
 
+def test_a_stack_on_an_adapter_that_was_registered_by_hand_is_not_leased(loaded: AdapterRegistry) -> None:
+    # An empty adapter name is one as well.
+    loaded.models.register(ModelEndpoint("by-hand", "qwen3-8b", adapter=""))
+    assert_refused(loaded, "by-hand", AdapterStack(), AdapterBaseError, adapter="by-hand", base_model="by-hand")
+
+
 @pytest.mark.parametrize("names", [("gone",), ("code", "gone"), ("gone", "code"), ("code", "bonsai:code:x")])
 def test_a_stack_with_an_unknown_member_is_not_leased(loaded: AdapterRegistry, names: tuple[str, ...]) -> None:
     assert_refused(loaded, "bonsai", stack_of(*names), ModelNotFoundError)
@@ -1643,9 +1649,10 @@ def small_registry(loaded: bool) -> AdapterRegistry:
         lambda adapters: adapters.unload("bonsai:code"),
         lambda adapters: adapters.lease_stack("bonsai", stack_of("code")),
         lambda adapters: adapters.get("bonsai:code"),
-        lambda adapters: (len(adapters), list(adapters)) and list(adapters),
+        list,
+        len,
     ],
-    ids=["load", "swap", "expect", "unload", "stack", "get", "list"],
+    ids=["load", "swap", "expect", "unload", "stack", "get", "list", "len"],
 )
 @pytest.mark.parametrize(
     "other",
@@ -1684,7 +1691,7 @@ def test_what_others_do_meanwhile_comes_before_or_after(
 
         answer = outcome(traced, adapters)
         if not answers:
-            assert place > 10
+            assert place > 3, "nothing was stopped"
             return
         assert (settled(answer), settled(answers[0]), state(adapters.models)) in allowed, f"stopped at place {place}"
     pytest.fail("the call does not end")

@@ -23,6 +23,15 @@ from bonsai_routing.router import ModelListEntry, ModelRouter
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bonsai_routing.config import ConfigError, RoutingConfig
+    from bonsai_routing.engines import (
+        llama_cpp_lora,
+        lorax_parameters,
+        parse_vllm_lora_modules,
+        peft_weighted_adapter,
+        vllm_load_lora_adapter,
+        vllm_lora_modules,
+        vllm_unload_lora_adapter,
+    )
     from bonsai_routing.lora import AdapterRegistry, LoraAdapter, StackLease, StackMember
     from bonsai_routing.openai import ErrorResponse, error_response, model_response, models_response, suggestions
 
@@ -55,9 +64,16 @@ __all__ = [
     "StackMember",
     "StaleGenerationError",
     "error_response",
+    "llama_cpp_lora",
+    "lorax_parameters",
     "model_response",
     "models_response",
+    "parse_vllm_lora_modules",
+    "peft_weighted_adapter",
     "suggestions",
+    "vllm_load_lora_adapter",
+    "vllm_lora_modules",
+    "vllm_unload_lora_adapter",
 ]
 
 # What is imported when it is first asked for, and from where: who only routes does not wait for it.
@@ -70,9 +86,16 @@ _LATER = {
     "StackLease": "lora",
     "StackMember": "lora",
     "error_response": "openai",
+    "llama_cpp_lora": "engines",
+    "lorax_parameters": "engines",
     "model_response": "openai",
     "models_response": "openai",
+    "parse_vllm_lora_modules": "engines",
+    "peft_weighted_adapter": "engines",
     "suggestions": "openai",
+    "vllm_load_lora_adapter": "engines",
+    "vllm_lora_modules": "engines",
+    "vllm_unload_lora_adapter": "engines",
 }
 
 

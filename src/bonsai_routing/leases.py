@@ -114,10 +114,7 @@ class _Drain:
 
 
 class Ledger:
-    """Counts the leases of one registry, and owns the registry's lock.
-
-    ``with ledger:`` is how a write holds the lock.
-    """
+    """Counts the leases of one registry, and owns the registry's lock."""
 
     __slots__ = ("_drains", "idle", "leases", "lock", "returned")
 

@@ -58,9 +58,11 @@ class LoraAdapter:
         if not (self.trained_on is None or isinstance(self.trained_on, str)):
             raise TypeError(f"trained_on must be a str or None, not {self.trained_on!r}")
         if self.rank is not None and not _is_rank(self.rank):
-            raise ValueError(f"rank must be an int of 1 or more, not {self.rank!r}")
+            kind = ValueError if type(self.rank) is int else TypeError
+            raise kind(f"rank must be an int of 1 or more, not {self.rank!r}")
         if self.scaling is not None and not _is_finite(self.scaling):
-            raise ValueError(f"scaling must be a finite number, not {self.scaling!r}")
+            kind = ValueError if type(self.scaling) in (int, float) else TypeError
+            raise kind(f"scaling must be a finite number, not {self.scaling!r}")
         if self.max_context_length is not None:
             checked_tokens("max_context_length", self.max_context_length)
 

@@ -81,7 +81,8 @@ class ModelRegistry:
         New requests get *endpoint* at once.
         The future completes with the old one when its last lease has ended, at once if it has none, and with ``None``
         if there was no old one.
-        Its callbacks run in the thread that ends that lease, outside every lock.
+        Its callbacks run outside every lock, in the thread that ends that lease or, if the registry is busy just then,
+        in the one that keeps it busy.
         Cancelling it gives up waiting and nothing else.
         """
         if not isinstance(endpoint, ModelEndpoint):

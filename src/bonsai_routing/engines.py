@@ -1,0 +1,356 @@
+"""What engines take for our stacks and adapters, as plain data: PEFT, llama.cpp, LoRAX and vLLM.
+
+Every adapter has a *delta*: the product of its two matrices times its scaling, what it adds to the base's weights.
+A stack asks for the sum of its adapters' deltas, each times its weight; each function says what its engine makes of it.
+An adapter that is in a stack twice counts once, with the sum of its weights.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bonsai_routing.adapters import AdapterStack, is_finite
+from bonsai_routing.errors import ModelNotFoundError
+from bonsai_routing.lora import LoraAdapter, StackLease
+from bonsai_routing.model_id import ModelId, name_text
+
+__all__ = [
+    "llama_cpp_lora",
+    "lorax_parameters",
+    "parse_vllm_lora_modules",
+    "peft_weighted_adapter",
+    "vllm_load_lora_adapter",
+    "vllm_lora_modules",
+    "vllm_unload_lora_adapter",
+]
+
+# What LoRAX's router knows; on another word it fails without saying why.
+_MERGE_STRATEGIES = ("linear", "ties", "dare_linear", "dare_ties")
+_SIGN_METHODS = ("total", "frequency")
+
+
+def peft_weighted_adapter(
+    stack: AdapterStack | StackLease, adapter_name: str, *, combination_type: str = "cat"
+) -> dict[str, object]:
+    """Return the keyword arguments with which PEFT's ``LoraModel.add_weighted_adapter`` makes one adapter of *stack*.
+
+    The stack's names are those of the adapters in the PEFT model; a :class:`StackLease` gives its adapters' names.
+    *adapter_name* becomes the new adapter's; PyTorch allows no dot in it.
+    PEFT changes nothing, and says nothing, if an adapter of that name is there: delete it first.
+
+    With ``"cat"``, in PEFT from 0.7.1 on, the new delta is exactly the weighted sum, whatever the signs of the weights,
+    and its rank is the sum of the ranks.
+    ``"svd"`` approximates that with fewer ranks, but up to PEFT 0.20.0 it counts each scaling twice.
+    ``"linear"`` is a rough approximation, and the others change the deltas or the matrices first.
+    What else a combination needs, such as ``density`` or ``svd_rank``, is to be passed beside these.
+    PEFT makes a lone adapter ``"linear"``, which is then exact too, to single precision, but with a negative weight
+    only from PEFT 0.19.0 on.
+
+    PEFT gives the new adapter the first one's ``use_rslora``, and thereby, if that is true, the square root of the new
+    rank as a factor too much.
+    So put an adapter without it first; if all have it, divide the weights by the square root of the new rank.
+    It leaves out what DoRA and ``lora_bias`` add.
+
+    Raises ``ValueError`` when the stack is empty: the base alone is what PEFT's ``disable_adapter`` gives.
+    Source: PEFT 0.21.2, ``peft/tuners/lora/model.py``.
+
+    >>> stack = AdapterStack().add("code", 0.75).add("math", -0.25)
+    >>> peft_weighted_adapter(stack, "blend")
+    {'adapters': ['code', 'math'], 'weights': [0.75, -0.25], 'adapter_name': 'blend', 'combination_type': 'cat'}
+    """
+    weights = _weights(stack)
+    for argument, text in (("adapter_name", adapter_name), ("combination_type", combination_type)):
+        if not isinstance(text, str):
+            raise TypeError(f"{argument} must be a str, not {text!r}")
+    if not weights:
+        raise ValueError(f"stack must hold an adapter for PEFT, not {stack!r}")
+    if adapter_name in weights:
+        raise ValueError(f"adapter_name must be the name of a new adapter, not {adapter_name!r}, which is in the stack")
+    return {
+        "adapters": [*weights],
+        "weights": [*weights.values()],
+        "adapter_name": adapter_name,
+        "combination_type": combination_type,
+    }
+
+
+def llama_cpp_lora(
+    stack: AdapterStack | StackLease, ids: Sequence[str] | Mapping[str, int]
+) -> list[dict[str, int | float]]:
+    """Return what the field ``lora`` of a request to llama.cpp's server must be, in the order of *ids*.
+
+    *ids* names all adapters of the server, in the order in which its command line loads them, or maps their names to
+    the ids that ``GET /lora-adapters`` gives.
+    A scale, of any sign, multiplies the adapter's own scaling, and the server adds the deltas up: the weighted sum.
+    But it takes alpha / rank for that scaling, also where PEFT's ``use_rslora`` means alpha / sqrt(rank): give such an
+    adapter a weight that is the square root of its rank larger.
+
+    Every adapter is listed, with scale 0.0 if the stack has it not, so an empty stack is the base alone.
+    For an absent list, and in newer servers for an empty one, the server takes scales of its own instead.
+    The list is empty only if *ids* is.
+    The server runs requests of different scales one after another, not in one batch.
+
+    Raises :class:`ModelNotFoundError` for an adapter that the server does not have.
+    Source: llama.cpp, ``tools/server/README.md``, ``server-context.cpp`` and ``convert_lora_to_gguf.py``.
+
+    >>> llama_cpp_lora(AdapterStack().add("math", 0.5), ["code", "math"])
+    [{'id': 0, 'scale': 0.0}, {'id': 1, 'scale': 0.5}]
+    """
+    weights = _weights(stack)
+    known = _ids(ids)
+    for name in weights:
+        if name not in known:
+            raise ModelNotFoundError(name)
+    return [{"id": id, "scale": weights.get(name, 0.0)} for name, id in known.items()]
+
+
+def lorax_parameters(
+    stack: AdapterStack | StackLease,
+    adapters: Iterable[LoraAdapter] = (),
+    *,
+    merge_strategy: str = "linear",
+    density: float = 1.0,
+    majority_sign_method: str = "total",
+) -> dict[str, object]:
+    """Return what the ``parameters`` of a request to LoRAX must contain for *stack*, beside those for something else.
+
+    *adapters* are those that the stack may name, and LoRAX's ids are their sources; a :class:`StackLease` has its own.
+    Add ``adapter_source`` where these are not on Hugging Face's hub; all of a stack must come from the same place.
+    *density*, from 0.0 to 1.0, is the part of each matrix that ``ties``, ``dare_linear`` and ``dare_ties`` keep, and
+    *majority_sign_method*, ``total`` or ``frequency``, how the two with ``ties`` elect signs.
+
+    This is not the weighted sum of the deltas.
+    LoRAX weighs and merges the two matrices of all adapters separately, without normalising the weights, and gives the
+    product the first adapter's scaling: with ``linear`` it is quadratic in the weights and has products of one
+    adapter's matrix with another's.
+    All must have the same rank.
+
+    An adapter of weight 0.0 is left out, and if none is left the result is ``{}``, the base alone.
+    A lone adapter becomes ``adapter_id``, and must have the weight 1.0, because LoRAX ignores the weight.
+
+    Raises :class:`ModelNotFoundError` for a name that is not among *adapters*, and ``ValueError`` for a negative weight
+    too, because its sign would be on both matrices and cancel.
+    Source: LoRAX, ``server/lorax_server/utils/merges/strategies.py`` and ``clients/python/lorax/types.py``.
+
+    >>> adapters = [LoraAdapter("code", "bonsai-8b", "org/code"), LoraAdapter("math", "bonsai-8b", "org/math")]
+    >>> lorax_parameters(AdapterStack().add("code", 0.75).add("math", 0.5), adapters)["merged_adapters"]["weights"]
+    [0.75, 0.5]
+    >>> lorax_parameters(AdapterStack().add("code", 1.0), adapters)
+    {'adapter_id': 'org/code'}
+    """
+    weights = _weights(stack)
+    sources: dict[str, str] = {}
+    members = [member.adapter for member in stack.members] if isinstance(stack, StackLease) else _adapters(adapters)
+    for adapter in members:
+        if sources.setdefault(adapter.name, adapter.source) != adapter.source:
+            raise ValueError(f"adapters must have one source for each name, not another for {adapter!r}")
+    for argument, word, known in (
+        ("merge_strategy", merge_strategy, _MERGE_STRATEGIES),
+        ("majority_sign_method", majority_sign_method, _SIGN_METHODS),
+    ):
+        if word not in known:
+            raise ValueError(f"{argument} must be one of {', '.join(known)}, not {word!r}")
+    if not isinstance(density, (int, float)) or isinstance(density, bool):
+        raise TypeError(f"density must be a number, not {density!r}")
+    if not 0 <= density <= 1:
+        raise ValueError(f"density must be from 0.0 to 1.0, not {density!r}")
+    merged: dict[str, float] = {}
+    for name, weight in weights.items():
+        if name not in sources:
+            raise ModelNotFoundError(name)
+        if weight < 0:
+            raise ValueError(f"stack must have no negative weight for LoRAX, not {weight!r} for {name!r}")
+        if weight > 0:
+            merged[name] = weight
+    ids = [sources[name] for name in merged]
+    if not merged:
+        return {}
+    if len(merged) == 1:
+        [(name, weight)] = merged.items()
+        if weight != 1:
+            raise ValueError(f"stack must give a lone adapter the weight 1.0 for LoRAX, not {weight!r} for {name!r}")
+        return {"adapter_id": ids[0]}
+    return {
+        "merged_adapters": {
+            "ids": ids,
+            "weights": [*merged.values()],
+            "merge_strategy": merge_strategy,
+            # LoRAX's own client requires it, also where it means nothing.
+            "density": float(density),
+            "majority_sign_method": majority_sign_method,
+        }
+    }
+
+
+def vllm_lora_modules(adapters: Iterable[LoraAdapter], *, base_model_name: bool = False) -> list[str]:
+    """Return the arguments that vLLM's option ``--lora-modules`` takes for *adapters*, one each, in their order.
+
+    Each adapter is served by the id of its endpoint, ``base:name``, which a request then has as its ``model``.
+    vLLM applies one adapter to a request, with the adapter's own scaling; it knows no weights.
+
+    *base_model_name* true tells vLLM each adapter's base too, which is of use if it serves that under several names.
+    An argument is ``name=path`` where vLLM reads that right, otherwise a JSON object.
+    Write the option once: vLLM forgets all but the last.
+    Source: vLLM 0.33.0, ``vllm/entrypoints/common/cli_args.py``.
+
+    >>> vllm_lora_modules([LoraAdapter("code", "bonsai-8b", "adapters/code")])
+    ['bonsai-8b:code=adapters/code']
+    >>> vllm_lora_modules([LoraAdapter("code", "bonsai-8b", "adapters/code,v2")])
+    ['{"name": "bonsai-8b:code", "path": "adapters/code,v2"}']
+    """
+    # Imported here because most who import the package never call this.
+    import json
+
+    arguments: list[str] = []
+    for adapter in _adapters(adapters):
+        argument = f"{adapter.id}={adapter.source}"
+        # A comma means JSON to vLLM, a dash an option, and older ones refuse a second equals sign.
+        if base_model_name or argument.startswith("-") or "," in argument or argument.count("=") > 1:
+            module = {"name": adapter.id.value, "path": adapter.source}
+            if base_model_name:
+                module["base_model_name"] = adapter.base_model
+            argument = json.dumps(module)
+        arguments.append(argument)
+    return arguments
+
+
+def parse_vllm_lora_modules(arguments: Iterable[str], *, base_model: ModelId | str) -> list[LoraAdapter]:
+    """Return the adapters that the arguments of vLLM's option ``--lora-modules`` name, in their order.
+
+    Each is read as vLLM does: with an equals sign and no comma it is ``name=path``, otherwise a JSON object with
+    ``name``, ``path`` and perhaps ``base_model_name`` and ``is_3d_lora_weight``, which is the engine's own affair.
+    An empty one is skipped.
+    *base_model* is the id of the base's endpoint for those that have no ``base_model_name``.
+    A name that starts with the base's id and a colon loses these, so that the ids and sources which
+    :func:`vllm_lora_modules` writes read back.
+
+    Raises ``ValueError`` for what vLLM could not read, and for an adapter without a name.
+    Source: vLLM 0.33.0, ``LoRAParserAction`` in ``vllm/entrypoints/common/cli_args.py``.
+
+    >>> [adapter] = parse_vllm_lora_modules(["code=adapters/code"], base_model="bonsai-8b")
+    >>> adapter.id, adapter.source
+    (ModelId('bonsai-8b:code'), 'adapters/code')
+    """
+    default = name_text("base_model", base_model)
+    if isinstance(arguments, str) or not isinstance(arguments, Iterable):
+        raise TypeError(f"arguments must be an iterable of str, not {arguments!r}")
+    adapters: list[LoraAdapter] = []
+    for argument in arguments:
+        if not isinstance(argument, str):
+            raise TypeError(f"arguments must hold str objects, not {argument!r}")
+        if argument:
+            name, path, base = _module(argument)
+            base = default if base is None else base
+            name = name.removeprefix(f"{base}:")
+            if not name:
+                raise ValueError(f"arguments must have a name each, besides the base's id, not {argument!r}")
+            adapters.append(LoraAdapter(name, base, path))
+    return adapters
+
+
+def vllm_load_lora_adapter(adapter: LoraAdapter, *, load_inplace: bool = False) -> dict[str, object]:
+    """Return the body of vLLM's ``POST /v1/load_lora_adapter``, which loads *adapter* under its endpoint's id.
+
+    *load_inplace* true replaces what is loaded under that id, which vLLM otherwise refuses.
+    Changed weights need a new source, because vLLM goes on using what it computed with those of the old one.
+    vLLM must run with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``, and answers in plain text.
+    Source: vLLM 0.33.0, ``vllm/entrypoints/openai/models/serving.py``.
+
+    >>> vllm_load_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code"))
+    {'lora_name': 'bonsai-8b:code', 'lora_path': 'adapters/code'}
+    """
+    body: dict[str, object] = {"lora_name": _id(adapter), "lora_path": adapter.source}
+    # Left out where it says nothing, because older ones do not know it.
+    return body | {"load_inplace": True} if load_inplace else body
+
+
+def vllm_unload_lora_adapter(adapter: LoraAdapter) -> dict[str, object]:
+    """Return the body of vLLM's ``POST /v1/unload_lora_adapter``, for what is loaded under *adapter*'s endpoint's id.
+
+    Send it when the last lease of the adapter has ended.
+    Source and conditions: those of :func:`vllm_load_lora_adapter`.
+
+    >>> vllm_unload_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code"))
+    {'lora_name': 'bonsai-8b:code'}
+    """
+    return {"lora_name": _id(adapter)}
+
+
+def _weights(stack: AdapterStack | StackLease) -> dict[str, float]:
+    """Return the weight of each adapter of a stack by name, in the order in which they first occur."""
+    if isinstance(stack, StackLease):
+        pairs = [(member.adapter.name, member.weight) for member in stack.members]
+    elif isinstance(stack, AdapterStack):
+        pairs = [(ref.name, ref.weight) for ref in stack.adapters]
+    else:
+        raise TypeError(f"stack must be an AdapterStack or a StackLease, not {stack!r}")
+    weights: dict[str, float] = {}
+    for name, weight in pairs:
+        weights[name] = weights.get(name, 0.0) + weight
+    for name, weight in weights.items():
+        if not is_finite(weight):
+            raise ValueError(f"stack must have weights with a finite sum for each name, not {weight!r} for {name!r}")
+    return weights
+
+
+def _ids(ids: Sequence[str] | Mapping[str, int]) -> dict[str, int]:
+    """Return the id of each of a server's adapters by name."""
+    if isinstance(ids, Mapping):
+        pairs = [*ids.items()]
+    elif isinstance(ids, Sequence) and not isinstance(ids, str):
+        pairs = [(name, id) for id, name in enumerate(ids)]
+    else:
+        raise TypeError(f"ids must be a sequence of names or a mapping of names to ids, not {ids!r}")
+    known: dict[str, int] = {}
+    taken: set[int] = set()
+    for name, id in pairs:
+        if not isinstance(name, str):
+            raise TypeError(f"ids must have a str as each name, not {name!r}")
+        if not isinstance(id, int) or isinstance(id, bool):
+            raise TypeError(f"ids must have an int as each id, not {id!r} for {name!r}")
+        if id < 0:
+            raise ValueError(f"ids must have an int of 0 or more as each id, not {id!r} for {name!r}")
+        if name in known or id in taken:
+            raise ValueError(f"ids must have each name and each id once, not {name!r} with {id!r} again")
+        known[name] = id
+        taken.add(id)
+    return known
+
+
+def _adapters(adapters: Iterable[LoraAdapter]) -> list[LoraAdapter]:
+    """Return *adapters* as a list of which each is one."""
+    if not isinstance(adapters, Iterable):
+        raise TypeError(f"adapters must be an iterable of LoraAdapter objects, not {adapters!r}")
+    listed = [*adapters]
+    for adapter in listed:
+        if not isinstance(adapter, LoraAdapter):
+            raise TypeError(f"adapters must hold LoraAdapter objects, not {adapter!r}")
+    return listed
+
+
+def _id(adapter: LoraAdapter) -> str:
+    """Return the id under which vLLM serves an adapter."""
+    if not isinstance(adapter, LoraAdapter):
+        raise TypeError(f"adapter must be a LoraAdapter, not {adapter!r}")
+    return adapter.id.value
+
+
+def _module(argument: str) -> tuple[str, str, str | None]:
+    """Return the name, the path, and the base's name or ``None``, of one argument of ``--lora-modules``."""
+    if "=" in argument and "," not in argument:
+        left, _, right = argument.partition("=")
+        return left, right, None
+    import json
+
+    values: object = None
+    cause = None
+    try:
+        values = json.loads(argument)
+    except (ValueError, RecursionError) as error:
+        cause = error
+    match values:
+        case {"name": str(name), "path": str(path), **others}:
+            base = others.pop("base_model_name", None)
+            layout = others.pop("is_3d_lora_weight", False)
+            if (base is None or isinstance(base, str)) and isinstance(layout, bool) and not others:
+                return name, path, base
+    rule = "a JSON object with text as name, path and perhaps base_model_name, and perhaps a Boolean is_3d_lora_weight"
+    raise ValueError(f"arguments must each be name=path or {rule}, not {argument!r}") from cause
