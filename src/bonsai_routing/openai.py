@@ -233,10 +233,10 @@ def suggestions(registry: ModelRegistry, name: ModelId | str) -> list[str]:
     shortest first; equals in alphabetical order.
     An edit inserts, removes or replaces a character or swaps two neighbours; an ASCII letter's case is none.
     One is allowed for each three characters of *name*, and three at most.
-    Names that one edit in ASCII leads to are always found.
-    Where there are hundreds, others are looked for only among as many as a moment allows, those first that begin and
-    end as *name* does.
-    There are none for a name of more than 64 characters.
+    What a single edit in ASCII makes of *name* is considered in any case.
+    Beyond that at most some hundred names are compared, those first that begin and end as *name* does, so that the time
+    is bounded.
+    Names of more than 64 characters get no suggestions and are none.
 
     >>> registry = ModelRegistry()
     >>> registry.register(ModelEndpoint("bonsai-8b", "qwen3-8b"))
@@ -260,7 +260,7 @@ def suggestions(registry: ModelRegistry, name: ModelId | str) -> list[str]:
         if edits <= limit:
             ranked.append((edits, 0, each))
         elif limit and (text.startswith(wanted) or text.endswith(wanted)):
-            ranked.append((edits, len(text), each))
+            ranked.append((limit + 1, len(text), each))
     return [each for _, _, each in sorted(ranked)[:3]]
 
 
