@@ -137,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):  # One connection, in a thread of its own
 
     def body(self) -> bytes:
         """Return the whole body, because the next request begins where it ends."""
-        length = ",".join(self.headers.get_all("Content-Length", []))
+        length = ",".join(self.headers.get_all("Content-Length", [])).strip()
         if "Transfer-Encoding" in self.headers or (self.command == "POST" and not length):
             raise Refused(411, "a Content-Length is required")
         if not re.fullmatch("[0-9]{0,20}", length):
