@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,12 +18,15 @@ from typing import Any
 
 import pytest
 
-from bonsai_routing import ModelEndpoint
+from bonsai_routing import AdapterRegistry, LoraAdapter, ModelEndpoint
 
 GATEWAY = Path(__file__).parent.parent / "docs" / "examples" / "gateway.py"
 
 # Seconds after which a test gives up.
 PATIENCE = 20
+
+# Seconds that are less than the gateway waits for a silent client, for what must come sooner.
+SOON = 5
 
 signals = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this platform has no SIGHUP")
 
@@ -199,7 +203,7 @@ def ids(port: int) -> list[str]:
 
 def raw(port: int, request: bytes) -> bytes:
     """Send *request* and return all that comes back until the gateway closes the connection."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=SOON) as connection:
         connection.sendall(request)
         with connection.makefile("rb") as file:
             return file.read()
@@ -577,6 +581,7 @@ def inside(tmp_path: Path) -> Iterator[Any]:
     ]
     for thread in threads:
         thread.start()
+    gateway.reload = lambda: wishes.put(0)
     yield gateway
     wishes.put(signal.SIGTERM)
     for thread in threads:
@@ -616,6 +621,75 @@ def test_a_swapped_model_goes_on_until_its_last_stream_ends(inside: Any) -> None
         assert sent[1]["choices"][0]["delta"]["content"] == "qwen3-70b: "
         assert {each["system_fingerprint"] for each in sent} == {before["system_fingerprint"]}
         assert old.result(PATIENCE).base_model == "qwen3-70b"
+
+
+class Crowd:
+    """Clients that use, all at once, what is there throughout, and note what fails."""
+
+    # What to ask for, and who answers.
+    NAMES = (
+        ("small", "qwen3-8b"),
+        ("small:code", "qwen3-8b with code"),
+        ("gpt-4o-mini", "qwen3-8b with code"),
+        ("chat", "qwen3-8b"),
+        ("large", "qwen3-70b"),
+    )
+
+    def __init__(self, port: int) -> None:
+        self.failures: list[object] = []
+        # The generations of the adapter that have answered.
+        self.generations: set[str] = set()
+        self.threads = [threading.Thread(target=self.run, args=(port, place)) for place in range(8)]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, port: int, place: int) -> None:
+        try:
+            with Client(port) as client:
+                for turn in range(50):
+                    self.use(client, *self.NAMES[(turn + place) % len(self.NAMES)], streamed=turn % 2 == 0)
+        except BaseException as failure:
+            self.failures.append((place, failure))
+
+    def use(self, client: Client, model: str, who: str, streamed: bool) -> None:
+        if streamed:
+            *sent, last, end = events(client.stream(saying("Hi", model=model)).read())
+            assert (last["choices"][0]["finish_reason"], end) == ("stop", "[DONE]")
+            text = "".join(each["choices"][0]["delta"]["content"] for each in sent)
+        else:
+            status, _, last = client.chat(saying("Hi", model=model))
+            assert status == 200
+            text = content(last)
+        assert (last["model"], text) == (model, f"{who}: Hi")
+        if model == "gpt-4o-mini":
+            self.generations.add(last["system_fingerprint"])
+        assert client.ask("GET", f"/v1/models/{model}")[0] == 200
+        # This one comes and goes.
+        assert client.chat(saying("Hi", model="new"))[0] in (200, 404)
+
+    def is_there(self) -> bool:
+        return any(thread.is_alive() for thread in self.threads)
+
+    def leave(self) -> None:
+        for thread in self.threads:
+            thread.join(PATIENCE)
+        assert self.failures == []
+        assert len(self.generations) > 1
+
+
+def test_no_request_fails_while_adapters_are_swapped_and_the_file_is_read_again(inside: Any) -> None:
+    adapters = AdapterRegistry(inside.models)
+    crowd = Crowd(inside.server_port)
+    swaps: list[Future[ModelEndpoint | None]] = []
+    while crowd.is_there() or len(swaps) < 5:
+        swaps.append(adapters.swap(LoraAdapter("code", "small", f"adapters/code-v{len(swaps)}")))
+        inside.reload()
+        # Every other time the reload comes before the next swap, and undoes this one.
+        if len(swaps) % 2:
+            eventually(lambda: [each.source for each in adapters] == ["adapters/code"])
+    crowd.leave()
+    assert all(swap.result(PATIENCE) is not None for swap in swaps)
+    assert inside.models.draining() == []
 
 
 # Signals.
@@ -684,11 +758,13 @@ def test_a_stop_lets_the_requests_in_flight_finish(tmp_path: Path, name: str) ->
     ):
         assert idle.chat(saying("Hi"))[0] == 200
         response = streaming.stream(LONG)
-        sending.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:9])
-        # An answer on a later connection shows that the half request has been accepted before.
-        assert ids(gateway.port)
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+        sending.sendall(head % len(body) + body[:9])
+        # This comes when the gateway has begun with the request.
+        assert sending.recv(100).startswith(b"HTTP/1.1 100 Continue\r\n")
         gateway.process.send_signal(getattr(signal, name))
         # A connection that waits for a request is closed at once, ...
+        idle.connection.sock.settimeout(SOON)
         assert idle.connection.sock.recv(1) == b""
         eventually(lambda: refused(gateway.port))
         # ... one with half a request waits for the other half, ...
@@ -707,54 +783,21 @@ def test_a_stop_lets_the_requests_in_flight_finish(tmp_path: Path, name: str) ->
 
 @signals
 def test_no_request_fails_while_models_are_swapped_and_the_file_is_read_again(tmp_path: Path) -> None:
-    # "coming" comes and goes, and each reload changes the adapter and one base, so it swaps them.
     def version(number: int) -> str:
-        models = MODELS.replace('source = "adapters/code"', f'source = "adapters/code"\nscaling = {number}.0')
-        models = models.replace('base_model = "qwen3-70b"', f'base_model = "qwen3-70b-v{number}"')
+        # Each version has another adapter of that name, and another base.
+        models = MODELS.replace('source = "adapters/code"', f'source = "adapters/code-v{number}"')
+        models = models.replace("max_context_length = 1000000", f"max_context_length = {1000000 + number}")
         return models + f'\n[[endpoints]]\nid = "v{number}"\nbase_model = "v"\n' + (NEW if number % 2 else "")
 
-    names = {"small": "qwen3-8b:", "small:code": "qwen3-8b with code:", "gpt-4o-mini": "qwen3-8b with code:"}
-    names |= {"chat": "qwen3-8b:", "large": "qwen3-70b-v"}
-    failures: list[object] = []
-    generations: set[str] = set()
-
-    def use(port: int, place: int) -> None:
-        try:
-            with Client(port) as client:
-                for turn in range(50):
-                    model, who = [*names.items()][(turn + place) % len(names)]
-                    if turn % 2:
-                        *sent, last, end = events(client.stream(saying("Hi", model=model)).read())
-                        assert (last["choices"][0]["finish_reason"], end) == ("stop", "[DONE]")
-                        text = "".join(each["choices"][0]["delta"]["content"] for each in sent)
-                    else:
-                        status, _, last = client.chat(saying("Hi", model=model))
-                        assert status == 200
-                        text = content(last)
-                    assert text.startswith(who)
-                    assert text.endswith(": Hi")
-                    assert last["model"] == model
-                    if model == "gpt-4o-mini":
-                        generations.add(last["system_fingerprint"])
-                    assert client.ask("GET", f"/v1/models/{model}")[0] == 200
-                    assert client.chat(saying("Hi", model="new"))[0] in (200, 404)
-        except BaseException as failure:
-            failures.append((place, failure))
-
     with running(tmp_path, version(0)) as gateway:
-        threads = [threading.Thread(target=use, args=(gateway.port, place)) for place in range(8)]
-        for thread in threads:
-            thread.start()
+        crowd = Crowd(gateway.port)
         number = 0
-        while any(thread.is_alive() for thread in threads) or number < 5:
+        while crowd.is_there() or number < 5:
             number += 1
             gateway.write(version(number))
             gateway.reload()
             eventually(lambda id: id in ids(gateway.port), f"v{number}")
-        for thread in threads:
-            thread.join(PATIENCE)
-        assert failures == []
-        assert len(generations) > 1
+        crowd.leave()
         assert gateway.logged().count("changed=('large', 'small:code')") == number
 
 
