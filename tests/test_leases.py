@@ -467,6 +467,7 @@ class Oracle:
         # Endpoint and identity of its publication, by id.
         self.published: dict[str, tuple[ModelEndpoint, object]] = {}
         self.leases: list[tuple[Lease, object]] = []
+        self.generations: dict[int, object] = {}
         self.waits: list[tuple[Future[ModelEndpoint | None], ModelEndpoint | None, object]] = []
 
     def leave(self, id: str, future: Future[ModelEndpoint | None] | None) -> None:
@@ -495,52 +496,86 @@ class Oracle:
         assert sorted(each.leases for each in registry.draining()) == self.draining()
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_leases_and_futures_do_what_the_oracle_says(seed: int) -> None:
-    chance = random.Random(seed)
-    router, oracle = ModelRouter(ModelRegistry()), Oracle()
+def step(chance: random.Random, router: ModelRouter, oracle: Oracle, turn: int) -> None:
+    """Call something at random, and tell the oracle."""
     registry = router.registry
-    generations: dict[int, object] = {}
-    for turn in range(300):
-        id = chance.choice("abc")
-        endpoint = ModelEndpoint(id, "weights", description=str(turn))
-        match chance.randrange(9):
-            case 0:
-                registry.register(endpoint)
-                oracle.leave(id, None)
-                oracle.published[id] = endpoint, object()
-            case 1:
-                oracle.leave(id, registry.swap(endpoint))
-                oracle.published[id] = endpoint, object()
-            case 2:
-                registry.unregister(id)
-                oracle.leave(id, None)
-            case 3:
-                oracle.leave(id, registry.retire(id))
-            case 4:
-                # Takes over one endpoint, and leaves one as it is.
-                aside = ModelRegistry()
-                kept = registry.resolve(chance.choice("abc"))
-                published = {}
-                for each in [endpoint] if kept is None or str(kept.id) == id else [kept, endpoint]:
-                    aside.register(each)
-                    published[str(each.id)] = each, object() if each is endpoint else oracle.published[str(each.id)][1]
-                registry.replace_with(aside)
-                oracle.published = published
-            case 5 | 6 | 7:
-                if id in oracle.published:
-                    lease = router.lease(id)
-                    publication = oracle.published[id][1]
-                    assert generations.setdefault(lease.generation, publication) is publication
-                    oracle.leases.append((lease, publication))
-            case _:
-                for _ in range(min(3, len(oracle.leases))):
-                    oracle.leases.pop(chance.randrange(len(oracle.leases)))[0].release()
-        oracle.check(registry)
+    id = chance.choice("abc")
+    endpoint = ModelEndpoint(id, "weights", description=str(turn))
+    match chance.randrange(9):
+        case 0:
+            registry.register(endpoint)
+            oracle.leave(id, None)
+            oracle.published[id] = endpoint, object()
+        case 1:
+            oracle.leave(id, registry.swap(endpoint))
+            oracle.published[id] = endpoint, object()
+        case 2:
+            registry.unregister(id)
+            oracle.leave(id, None)
+        case 3:
+            oracle.leave(id, registry.retire(id))
+        case 4:
+            # Takes over one endpoint, and leaves one as it is.
+            aside = ModelRegistry()
+            kept = registry.resolve(chance.choice("abc"))
+            published = {}
+            for each in [endpoint] if kept is None or str(kept.id) == id else [kept, endpoint]:
+                aside.register(each)
+                published[str(each.id)] = each, object() if each is endpoint else oracle.published[str(each.id)][1]
+            registry.replace_with(aside)
+            oracle.published = published
+        case 5 | 6 | 7:
+            if id in oracle.published:
+                lease = router.lease(id)
+                publication = oracle.published[id][1]
+                assert oracle.generations.setdefault(lease.generation, publication) is publication
+                oracle.leases.append((lease, publication))
+        case _:
+            for _ in range(min(3, len(oracle.leases))):
+                oracle.leases.pop(chance.randrange(len(oracle.leases)))[0].release()
+    oracle.check(registry)
+
+
+def assert_all_ends_well(registry: ModelRegistry, oracle: Oracle) -> None:
     for lease, _ in oracle.leases:
         lease.release()
     assert all(future.done() for future, _, _ in oracle.waits)
     assert registry.draining() == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_leases_and_futures_do_what_the_oracle_says(seed: int) -> None:
+    chance = random.Random(seed)
+    router, oracle = ModelRouter(ModelRegistry()), Oracle()
+    for turn in range(300):
+        step(chance, router, oracle, turn)
+    assert_all_ends_well(router.registry, oracle)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tasks_of_asyncio_take_turns_and_all_that_wait_are_told(seed: int) -> None:
+    router, oracle = ModelRouter(ModelRegistry()), Oracle()
+    told: list[ModelEndpoint | None] = []
+
+    async def walk(place: int) -> None:
+        chance = random.Random(f"{seed} {place}")
+        for turn in range(60):
+            step(chance, router, oracle, 1000 * place + turn)
+            if chance.random() < 0.5:
+                await asyncio.sleep(0)
+
+    async def wait(future: Future[ModelEndpoint | None]) -> None:
+        told.append(await asyncio.wrap_future(future))
+
+    async def scenario() -> None:
+        await asyncio.gather(*(walk(place) for place in range(5)))
+        waiting = [asyncio.create_task(wait(future)) for future, _, _ in oracle.waits]
+        await asyncio.sleep(0)
+        assert_all_ends_well(router.registry, oracle)
+        await asyncio.wait_for(asyncio.gather(*waiting), timeout=30)
+
+    asyncio.run(scenario())
+    assert len(told) == len(oracle.waits) > 0
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -2,7 +2,6 @@
 
 from importlib import import_module
 
-from bonsai_routing.adapters import AdapterRef, AdapterStack
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import (
     AdapterBaseError,
@@ -22,6 +21,7 @@ from bonsai_routing.router import ModelListEntry, ModelRouter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from bonsai_routing.adapters import AdapterRef, AdapterStack
     from bonsai_routing.config import ConfigError, RoutingConfig
     from bonsai_routing.engines import (
         llama_cpp_lora,
@@ -78,7 +78,9 @@ __all__ = [
 
 # What is imported when it is first asked for, and from where: who only routes does not wait for it.
 _LATER = {
+    "AdapterRef": "adapters",
     "AdapterRegistry": "lora",
+    "AdapterStack": "adapters",
     "ConfigError": "config",
     "ErrorResponse": "openai",
     "LoraAdapter": "lora",
