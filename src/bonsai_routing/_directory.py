@@ -115,6 +115,17 @@ class Directory:
         # outnumber the slots.
         self.heap: list[Entry] = []
 
+    def found(self, name: str) -> tuple[Slot, ModelEndpoint | None]:
+        """Look *name* up, minding what an id hides and a write that is under way; a reader's way, without haste."""
+        slot = self.names.get(name, VACANT)
+        # Read once: it may change between two looks.
+        endpoint = slot.endpoint
+        if endpoint is None and slot is not VACANT:
+            # The id is just coming or going, and an alias may stand behind it.
+            slot = self.aliases.get(name, VACANT)
+            endpoint = slot.endpoint
+        return slot, endpoint
+
     def admit(self, id: str, order: int) -> Slot:
         """Return the slot of an id that is not registered, with the id's name leading to it."""
         slot = self.targets.pop(id, None) if self.targets else None

@@ -20,12 +20,9 @@ from bonsai_routing.errors import (
 from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId, name_text
 from bonsai_routing.registry import ModelRegistry
-from bonsai_routing.router import ModelRouter, ready
+from bonsai_routing.router import OWNER, ModelRouter, ready
 
 __all__ = ["ErrorResponse", "error_response", "model_response", "models_response", "suggestions"]
-
-# The same as in ModelRouter.models_list().
-_OWNER = "oxibonsai"
 
 # How often a list is gathered anew because a write came in between.
 _ATTEMPTS = 8
@@ -104,12 +101,7 @@ def model_response(router: ModelRouter, name: ModelId | str) -> dict[str, object
     """
     directory = _registry(router)._directory
     text = name_text("name", name)
-    slot = directory.names.get(text, VACANT)
-    endpoint = slot.endpoint
-    if endpoint is None:
-        # The id is just coming or going, and an alias may stand behind it.
-        slot = directory.aliases.get(text, VACANT)
-        endpoint = slot.endpoint
+    slot, endpoint = directory.found(text)
     if endpoint is None:
         raise ModelNotFoundError(text)
     card = _card(slot, ready(endpoint), directory, lambda id: directory.slots.get(id, VACANT).endpoint)
@@ -129,7 +121,7 @@ def _card(
         "id": slot.id,
         "object": "model",
         "created": slot.registered_at,
-        "owned_by": _OWNER,
+        "owned_by": OWNER,
         "root": endpoint.base_model,
         "parent": None if endpoint.adapter is None else _parent(slot.id, directory, find),
         "max_model_len": endpoint.max_context_length,

@@ -393,14 +393,8 @@ class ModelRegistry:
         return change
 
     def _find(self, name: str) -> ModelEndpoint | None:
-        """Look *name* up, minding what an id hides and a write that is under way."""
-        directory = self._directory
-        slot = directory.names.get(name)
-        if slot is None:
-            return None
-        # Read once: it may change between two looks.
-        endpoint = slot.endpoint
-        return directory.aliases.get(name, VACANT).endpoint if endpoint is None else endpoint
+        """Return what ``resolve`` returns, for a name that is known to be text."""
+        return self._directory.found(name)[1]
 
     def _listing(self) -> tuple[list[Slot], list[ModelEndpoint | None]]:
         """Return all slots and, as of one moment, what is in them.

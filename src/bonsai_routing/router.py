@@ -15,6 +15,9 @@ from bonsai_routing.registry import ModelRegistry
 
 __all__ = ["ModelListEntry", "ModelRouter"]
 
+# Who owns every model, as the reference has it.
+OWNER = "oxibonsai"
+
 
 # Not frozen: filling a frozen instance would double the time that a list takes.
 @dataclass(slots=True)
@@ -143,7 +146,7 @@ class ModelRouter:
         """Return an entry for every ready endpoint, in the order of first registration."""
         slots, endpoints = self.registry._listing()
         return [
-            ModelListEntry(slot.id, "model", "oxibonsai", slot.registered_at)
+            ModelListEntry(slot.id, "model", OWNER, slot.registered_at)
             for slot, endpoint in zip(slots, endpoints)
             if endpoint is not None and endpoint.status is READY
         ]
