@@ -17,6 +17,10 @@ Writers exclude each other (the registry's lock) and order their stores so that 
   read as the old ones until the slot has flipped.
 - ``slot.available`` is empty while ``slot.endpoint`` changes.
   It only spares readers a test: who finds it empty looks at ``slot.endpoint``.
+- A reader takes two steps, from the name (or the default) to the slot and from there to the endpoint, and the way may
+  be led elsewhere in between.
+  So a slot that something has led away from is *left*: it never changes again, and a copy takes its place before the
+  next change.
 """
 
 from heapq import heapify, heappop, heappush
@@ -44,15 +48,15 @@ class Slot:
         self.endpoint: ModelEndpoint | None = None
         # The same endpoint while it may be served, so that routing needs no test of its status.
         self.available: ModelEndpoint | None = None
-        # This slot's entry in ``Directory.heap``. Any other entry of this slot is out of date.
+        # This slot's entry in ``Directory.heap``. Any other entry of its id is out of date.
         self.entry: Entry | None = None
         # The names in ``Directory.aliases`` that lead here; ``None`` for none.
         self.inbound: list[str] | None = None
 
 
-# Minus the context length, so that the largest comes first; the order, so that of equals the one registered first does,
-# and slots are never compared; the slot.
-Entry = tuple[int, int, Slot]
+# Minus the context length, so that the largest comes first; the order, so that of equals the one registered first does;
+# the id.
+Entry = tuple[int, int, str]
 
 VACANT = Slot("")
 
@@ -92,7 +96,7 @@ class ChangingLeaders:
 class Directory:
     """All that a registry knows. Readers use ``names``, ``slots``, ``aliases``, ``leaders`` and ``attached``."""
 
-    __slots__ = ("aliases", "attached", "declared", "heap", "leaders", "names", "slots", "steady", "targets")
+    __slots__ = ("aliases", "attached", "declared", "heap", "leaders", "left", "names", "slots", "steady", "targets")
 
     def __init__(self) -> None:
         # Where each name leads: ids, and the aliases that no id hides. All keys are text; they are declared as objects
@@ -111,12 +115,14 @@ class Directory:
         self.leaders: Leaders | ChangingLeaders = Leaders(VACANT, None)
         # The same for writers, who find no write under way.
         self.steady = self.leaders
+        # The slots that a name or the default led to and does not any more, since they changed last.
+        self.left: set[Slot] = set()
         # An entry for every ready slot. Entries that are out of date or not ready stay until they come to the top or
         # outnumber the slots.
         self.heap: list[Entry] = []
 
     def found(self, name: str) -> tuple[Slot, ModelEndpoint | None]:
-        """Look *name* up, minding what an id hides and a write that is under way; a reader's way, without haste."""
+        """Look *name* up, minding what an id hides and one write that is under way; a reader's way, without haste."""
         slot = self.names.get(name, VACANT)
         # Read once: it may change between two looks.
         endpoint = slot.endpoint
@@ -132,13 +138,15 @@ class Directory:
         if slot is None:
             slot = Slot(id)
         slot.order = order
+        if id in self.aliases:
+            self.left.add(self.aliases[id])
         self.slots[id] = self.names[id] = slot
         return slot
 
-    def dismiss(self, slot: Slot) -> None:
-        """Remove an emptied slot and its aliases, and let its name lead to the alias that it hid."""
-        id, names, aliases = slot.id, self.names, self.aliases
-        del self.slots[id]
+    def dismiss(self, id: str) -> None:
+        """Remove the emptied slot of *id* and its aliases, and let the name lead to the alias that the id hid."""
+        names, aliases = self.names, self.aliases
+        slot = self.slots.pop(id)
         if self.declared:
             self.declared.pop(id, None)
         self.forget_entry(slot)
@@ -169,22 +177,42 @@ class Directory:
             self.names[alias] = slot
         if before is not None and before.inbound is not None:
             before.inbound.remove(alias)
-            if not before.inbound:
-                self.targets.pop(before.id, None)
+            if before.inbound or before.id in self.slots:
+                self.left.add(before)
+            else:
+                del self.targets[before.id]
+                self.left.discard(before)
+
+    def renewed(self, slot: Slot) -> Slot:
+        """Put a copy in the place of a slot that was left, and return the copy."""
+        id, names, aliases = slot.id, self.names, self.aliases
+        copy = Slot(id)
+        copy.order, copy.generation, copy.registered_at = slot.order, slot.generation, slot.registered_at
+        copy.endpoint, copy.available = slot.endpoint, slot.available
+        copy.entry, copy.inbound = slot.entry, slot.inbound
+        self.slots[id] = names[id] = copy
+        for alias in copy.inbound or ():
+            aliases[alias] = copy
+            if names[alias] is slot:
+                names[alias] = copy
+        if self.steady.default is slot:
+            self.leaders = self.steady = Leaders(copy, self.steady.largest)
+        self.left.remove(slot)
+        return copy
 
     def forget_entry(self, slot: Slot) -> None:
         """Let the slot's entry in the heap go out of date."""
         slot.entry = None
         if len(self.heap) > 2 * len(self.slots) + 16:
-            self.heap[:] = [entry for entry in self.heap if entry[2].entry is entry]
+            self.heap[:] = [slot.entry for slot in self.slots.values() if slot.entry is not None]
             heapify(self.heap)
 
     def largest(self, slot: Slot, ready: ModelEndpoint | None) -> ModelEndpoint | None:
         """Return the ready endpoint with the largest context once *ready* is what *slot* serves."""
         while self.heap:
             entry = self.heap[0]
-            top = entry[2]
-            if top.entry is entry:
+            top = self.slots.get(entry[2])
+            if top is not None and top.entry is entry:
                 endpoint = ready if top is slot else top.available
                 if endpoint is not None:
                     return endpoint
@@ -192,15 +220,18 @@ class Directory:
             heappop(self.heap)
         return None
 
-    def flip(self, slot: Slot, endpoint: ModelEndpoint | None, default: Slot | None = None) -> None:
+    def flip(self, slot: Slot, endpoint: ModelEndpoint | None, default: bool = False) -> None:
         """Store *endpoint* in *slot*, and change what follows from it as of the same moment.
 
-        *default* is the slot that becomes the default; ``None`` leaves the default as it is.
+        *default* makes it the default; otherwise the default stays what it is, or is none if it was in this slot and
+        goes.
         """
+        if self.left and slot in self.left:
+            slot = self.renewed(slot)
         heap = self.heap
         ready = endpoint if endpoint is not None and endpoint.status is READY else None
         if ready is not None:
-            entry = (-ready.max_context_length, slot.order, slot)
+            entry = (-ready.max_context_length, slot.order, slot.id)
             if slot.entry != entry:
                 if slot.entry is not None:
                     self.forget_entry(slot)
@@ -208,10 +239,17 @@ class Directory:
                 heappush(heap, entry)
         before = after = self.steady
         largest = before.largest
-        if slot.endpoint is largest or (heap and heap[0][2] is slot):
+        if slot.endpoint is largest or (heap and heap[0] is slot.entry):
             largest = self.largest(slot, ready)
-        if largest is not before.largest or default is not None:
-            after = Leaders(default or before.default, largest)
+        leading = before.default
+        if default:
+            if leading is not slot and leading is not VACANT:
+                self.left.add(leading)
+            leading = slot
+        elif endpoint is None and leading is slot:
+            leading = VACANT
+        if largest is not before.largest or leading is not before.default:
+            after = Leaders(leading, largest)
             self.leaders = ChangingLeaders(slot, before, after)
         slot.available = None
         slot.endpoint = endpoint

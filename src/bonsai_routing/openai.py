@@ -99,9 +99,9 @@ def model_response(router: ModelRouter, name: ModelId | str) -> dict[str, object
 
     Raises :class:`ModelNotFoundError` and :class:`ModelNotReadyError`, as routing does.
     """
-    directory = _registry(router)._directory
+    registry = _registry(router)
     text = name_text("name", name)
-    slot, endpoint = directory.found(text)
+    directory, slot, endpoint = registry._found(text)
     if endpoint is None:
         raise ModelNotFoundError(text)
     card = _card(slot, ready(endpoint), directory, lambda id: directory.slots.get(id, VACANT).endpoint)
@@ -268,8 +268,12 @@ def _alike(directory: Directory, wanted: str, limit: int) -> list[str]:
     names = [name for name in listed if len(wanted) - limit <= len(name) <= _LONGEST]
     third = len(wanted) // 3
     head, tail = wanted[:third], wanted[len(wanted) - third :]
-    fold = str.lower if "".join(names).isascii() else _folded
-    shared = [name.startswith(head) + name.endswith(tail) for name in map(fold, names)]
+    if "".join(names).isascii():
+        folded = [*map(str.lower, names)]
+    else:
+        # As _folded() does it, which would take half as long again.
+        folded = [name.lower() if name.isascii() else name for name in names]
+    shared = [name.startswith(head) + name.endswith(tail) for name in folded]
     best = sorted(range(len(names)), key=shared.__getitem__, reverse=True)
     return [names[place] for place in best[: _COMPARED // (len(wanted) + 10)]]
 

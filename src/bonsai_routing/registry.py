@@ -221,11 +221,17 @@ class ModelRegistry:
         return self._take_over(other._contents())
 
     def __len__(self) -> int:
-        return len(self._directory.slots)
+        writes = self._writes
+        if not self._ledger.lock.locked():
+            count = len(self._directory.slots)
+            if writes == self._writes:
+                return count
+        # A write may be under way, in which a slot is vacant.
+        return len(self.all_endpoints())
 
     def is_empty(self) -> bool:
         """Return whether no endpoint is registered; aliases do not count."""
-        return not self._directory.slots
+        return not len(self)
 
     def __contains__(self, name: object) -> bool:
         return self._find(name_text("name", name)) is not None
@@ -260,7 +266,7 @@ class ModelRegistry:
                 directory.attached.pop(id, None)
         slot.generation = generation
         slot.registered_at = int(time.time())
-        directory.flip(slot, endpoint, slot if endpoint.is_default else None)
+        directory.flip(slot, endpoint, endpoint.is_default)
         if attached is not None:
             directory.attached[id] = attached
         return generation
@@ -296,8 +302,8 @@ class ModelRegistry:
             self._ledger.leave(slot.generation, removed, future)
         if directory.attached:
             directory.attached.pop(id, None)
-        directory.flip(slot, None, VACANT if directory.steady.default is slot else None)
-        directory.dismiss(slot)
+        directory.flip(slot, None)
+        directory.dismiss(id)
         return removed
 
     def _contents(self) -> "_Contents":
@@ -376,7 +382,7 @@ class ModelRegistry:
                 new.declared[id] = declared
             if attached is not None:
                 new.attached[id] = attached
-            new.flip(slot, endpoint, slot if id == default else None)
+            new.flip(slot, endpoint, id == default)
         for alias, target in aliases.items():
             new.point(alias, target)
         removed = tuple(id for id in list(old.slots) if id not in new.slots)
@@ -392,9 +398,18 @@ class ModelRegistry:
             self._ledger.leave(generation, gone[generation])
         return change
 
+    def _found(self, name: str) -> tuple[Directory, Slot, ModelEndpoint | None]:
+        """Look *name* up in the directory, without haste; again while a write began meanwhile."""
+        while True:
+            writes = self._writes
+            directory = self._directory
+            slot, endpoint = directory.found(name)
+            if writes == self._writes:
+                return directory, slot, endpoint
+
     def _find(self, name: str) -> ModelEndpoint | None:
         """Return what ``resolve`` returns, for a name that is known to be text."""
-        return self._directory.found(name)[1]
+        return self._found(name)[2]
 
     def _listing(self) -> tuple[list[Slot], list[ModelEndpoint | None]]:
         """Return all slots and, as of one moment, what is in them.
