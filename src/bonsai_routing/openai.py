@@ -300,6 +300,9 @@ def _edits(one: str, other: str, limit: int) -> int:
     one, other = one[start:], other[start:]
     while one and other and one[-1] == other[-1]:
         one, other = one[:-1], other[:-1]
+    # An edit takes away one character at the most, so most names are known to be too far without the table below.
+    if sum(max(0, one.count(x) - other.count(x)) for x in {*one}) > limit:
+        return limit + 1
     # The edits from the beginning of *one* up to a row's character to each beginning of *other*.
     above: list[int] = []
     row: list[int] = [*range(len(other) + 1)]
