@@ -73,10 +73,44 @@ def test_the_installed_package_depends_on_nothing() -> None:
     assert [each for each in requirements if "extra ==" not in each] == []
 
 
-def test_importing_the_package_loads_no_slow_module() -> None:
-    code = (
-        "import dataclasses, enum, heapq, math, threading, sys; before = set(sys.modules); import bonsai_routing;"
-        "print(*sorted(name for name in set(sys.modules) - before if 'bonsai' not in name))"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert loaded == []
+def loaded_by(statement: str) -> set[str]:
+    """Return the modules that a statement loads in a fresh interpreter that has what the package is made of."""
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(FOLDER.parent)!r})
+        import dataclasses, enum, heapq, math, threading
+        before = set(sys.modules)
+        {statement}
+        print(*set(sys.modules) - before)
+    """
+    # Isolated and without site, which may import anything.
+    command = [sys.executable, "-I", "-S", "-c", code]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    assert loaded_by("import bonsai_routing") == {"bonsai_routing"}
+
+
+def test_who_routes_loads_no_slow_module_and_no_addition() -> None:
+    loaded = loaded_by("from bonsai_routing import ModelEndpoint, ModelNotFoundError, ModelRegistry, ModelRouter")
+    modules = ("_directory", "_futures", "endpoint", "errors", "leases", "model_id", "registry", "router")
+    assert loaded == {"bonsai_routing", *(f"bonsai_routing.{module}" for module in modules)}
+
+
+def test_a_module_is_found_on_the_package_without_being_imported() -> None:
+    assert loaded_by("import bonsai_routing; bonsai_routing.errors.RoutingError") == {
+        "bonsai_routing",
+        "bonsai_routing.errors",
+    }
+
+
+def test_the_package_lists_its_names_before_they_are_used() -> None:
+    code = "import bonsai_routing as b; assert not {*b.__all__, '__doc__'} - {*dir(b)}; assert not hasattr(b, 'models')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_that_the_package_has_not_is_an_attribute_error_that_names_it() -> None:
+    for name in ("ModelRegister", "_directory", "typing"):
+        with pytest.raises(AttributeError, match=rf"^module 'bonsai_routing' has no attribute '{name}'$"):
+            bonsai_routing.__getattr__(name)
