@@ -51,7 +51,7 @@ class AdapterStack:
     [AdapterRef(name='code', weight=0.75), AdapterRef(name='math', weight=0.25)]
     """
 
-    adapters: list[AdapterRef] = field(default_factory=list)
+    adapters: list[AdapterRef] = field(default_factory=list[AdapterRef])
 
     def __post_init__(self) -> None:
         self.adapters = list(self.adapters)

@@ -28,7 +28,7 @@ class ModelNotFoundError(RoutingError, LookupError):
 
     def __init__(self, model: str) -> None:
         # The error that a server raises most; super() would make raising and catching it take a sixth longer.
-        self.args = (model,)
+        self.args: tuple[str, ...] = (model,)
         self.model = model
 
     def __str__(self) -> str:

@@ -47,9 +47,9 @@ class Lease:
     ) -> None:
         # Counted from the start; the ledger's lock must be held.
         ledger.leases[generation] = ledger.leases.get(generation, 0) + 1
-        self.endpoint = endpoint
-        self.requested = requested
-        self.generation = generation
+        self.endpoint: ModelEndpoint = endpoint
+        self.requested: ModelId | str | None = requested
+        self.generation: int = generation
         # Who counts this lease; None once it has been counted down.
         self._ledger: Ledger | None = ledger
 
@@ -121,7 +121,7 @@ class Ledger:
     def __init__(self) -> None:
         # Protects the registry's directory against a second writer, and everything below but ``returned``. It is held
         # while an endpoint is found and counted, which makes the two one step. No code of a user's runs under it.
-        self.lock = Lock()
+        self.lock: Lock = Lock()
         # How many leases of a generation are held, where any is.
         self.leases: dict[int, int] = {}
         # Released leases that are not counted down yet. Anybody may append; only who holds the lock takes out.

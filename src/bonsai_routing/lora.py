@@ -185,7 +185,7 @@ class AdapterRegistry:
     def __init__(self, models: ModelRegistry) -> None:
         if not isinstance(models, ModelRegistry):
             raise TypeError(f"models must be a ModelRegistry, not {models!r}")
-        self.models = models
+        self.models: ModelRegistry = models
 
     def load(self, adapter: LoraAdapter, *, check_base: bool = True) -> ModelEndpoint:
         """Publish the endpoint ``base:name`` of an adapter that the engine has loaded, and return it.
@@ -399,9 +399,9 @@ class StackLease:
     def __init__(self, leases: list[Lease], members: tuple[StackMember, ...], ledger: Ledger) -> None:
         self._leases = leases
         self._ledger = ledger
-        self.endpoint = leases[0].endpoint
-        self.members = members
-        self.key = (
+        self.endpoint: ModelEndpoint = leases[0].endpoint
+        self.members: tuple[StackMember, ...] = members
+        self.key: tuple[str, int, tuple[tuple[str, int, float], ...]] = (
             self.endpoint.id.value,
             leases[0].generation,
             tuple((member.adapter.id.value, member.generation, member.weight) for member in members),

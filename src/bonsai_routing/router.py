@@ -51,7 +51,7 @@ class ModelRouter:
     def __init__(self, registry: ModelRegistry) -> None:
         if not isinstance(registry, ModelRegistry):
             raise TypeError(f"registry must be a ModelRegistry, not {registry!r}")
-        self.registry = registry
+        self.registry: ModelRegistry = registry
 
     def __repr__(self) -> str:
         return f"ModelRouter({self.registry!r})"
