@@ -17,7 +17,15 @@ from types import FrameType
 import pytest
 from instructions import FOLDER, stopped_at_each_instruction
 
-from bonsai_routing import EndpointStatus, ModelEndpoint, ModelRegistry, ModelRouter, RoutingError
+from bonsai_routing import (
+    EndpointStatus,
+    ModelEndpoint,
+    ModelRegistry,
+    ModelRouter,
+    RoutingError,
+    model_response,
+    models_response,
+)
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -42,6 +50,7 @@ def reads(router: ModelRouter) -> list[Callable[[], object]]:
         lambda: router.route(None),
         lambda: router.route_for_context(None, 2),
         lambda: router.route_for_context(None, 4),
+        lambda: [(card["id"], card["root"]) for card in models_response(router, aliases=True)["data"]],  # type: ignore[attr-defined]
     ]
     for name in NAMES:
         questions += [
@@ -49,6 +58,7 @@ def reads(router: ModelRouter) -> list[Callable[[], object]]:
             lambda name=name: name in registry,  # type: ignore[misc]
             lambda name=name: router.route(name),  # type: ignore[misc]
             lambda name=name: router.route_for_context(name, 2),  # type: ignore[misc]
+            lambda name=name: {**model_response(router, name), "created": None},  # type: ignore[misc]
         ]
     return questions
 
@@ -198,18 +208,37 @@ def test_what_happens_where_a_name_no_longer_leads_is_not_seen_by_that_name(earl
 
 
 @pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="crashes when two threads trace their instructions")
-@pytest.mark.parametrize("name", ["d", None])
-def test_a_read_that_begins_in_one_write_and_ends_after_another_answers_as_of_one_moment(name: str | None) -> None:
-    newer = ModelEndpoint("a", "q", is_default=name is None)
-    hiding = ModelEndpoint("d", "q", is_default=name is None)
-
+@pytest.mark.parametrize(
+    ("first", "second", "question"),
+    [
+        (
+            lambda registry: registry.register(ModelEndpoint("d", "q")),
+            lambda registry: registry.register(ModelEndpoint("a", "q")),
+            lambda router: router.route("d"),
+        ),
+        (
+            lambda registry: registry.register(ModelEndpoint("d", "q", is_default=True)),
+            lambda registry: registry.register(ModelEndpoint("a", "q", is_default=True)),
+            lambda router: router.route(None),
+        ),
+        (
+            lambda registry: registry.register(ModelEndpoint("d", "q", is_default=True)),
+            lambda registry: registry.unregister("d"),
+            lambda router: router.registry.default_endpoint(),
+        ),
+    ],
+    ids=["an alias is hidden and its target replaced", "the default moves twice", "the default comes and goes"],
+)
+def test_a_read_that_begins_in_one_write_and_ends_after_another_answers_as_of_one_moment(
+    first: Write, second: Write, question: Callable[[ModelRouter], object]
+) -> None:
     def answers(writing_stops_at: int, reading_stops_at: int) -> tuple[object, list[object], bool]:
         """Return the answer, the possible ones, and whether the reader was stopped on its way."""
         registry = ModelRegistry()
         registry.register(A)
         registry.add_alias("d", "a")
-        question = partial(answer, partial(ModelRouter(registry).route, name))
-        possible = [question()]
+        ask = partial(answer, partial(question, ModelRouter(registry)))
+        possible: list[object] = []
         stopped, go_on = threading.Event(), threading.Event()
         reading: list[Future[object]] = []
         writers_instructions, readers_instructions = count(), count()
@@ -222,20 +251,22 @@ def test_a_read_that_begins_in_one_write_and_ends_after_another_answers_as_of_on
         def read() -> object:
             try:
                 with stopped_at_each_instruction(stop):
-                    return question()
+                    return ask()
             finally:
                 stopped.set()
 
         def begin_to_read() -> None:
             if next(writers_instructions) == writing_stops_at:
+                # What was before is no answer any more if the write can be seen by now.
+                possible.append(ask())
                 reading.append(pool.submit(read))
                 assert stopped.wait(timeout=30)
 
         with stopped_at_each_instruction(begin_to_read):
-            registry.register(hiding)
-        possible.append(question())
-        registry.register(newer)
-        possible.append(question())
+            first(registry)
+        possible.append(ask())
+        second(registry)
+        possible.append(ask())
         on_its_way = bool(reading) and next(readers_instructions) == reading_stops_at + 1
         go_on.set()
         return reading[0].result(timeout=30) if reading else possible[-1], possible, on_its_way
@@ -289,6 +320,37 @@ def test_a_count_that_a_write_comes_into_is_taken_anew(place: int) -> None:
     write = partial(registry.register, ModelEndpoint("b", "p"))
     with stopped_at_each_call(lambda: next(countdown, None) == 0 and write()):
         assert len(registry) == 2
+
+
+def test_a_count_that_begins_before_a_write_and_ends_within_it_counts_nothing_vacant() -> None:
+    registry = ModelRegistry()
+    registry.register(ModelEndpoint("a", "p"))
+    reached, go_on = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        reached.set()
+        assert go_on.wait(timeout=30)
+
+    def write() -> None:
+        # By then the id stands in the directory, and its slot is vacant.
+        with stopped_at_each_call(stop, function="flip"):
+            registry.register(ModelEndpoint("b", "p"))
+
+    with ThreadPoolExecutor(1) as pool:
+        for place in range(4):
+            countdown = iter(range(place, -1, -1))
+            reached.clear()
+            go_on.clear()
+
+            def begin_to_write() -> None:
+                if next(countdown, None) == 0:  # noqa: B023 -- it runs in this turn
+                    pool.submit(write)
+                    assert reached.wait(timeout=30)
+
+            with stopped_at_each_call(begin_to_write):
+                assert len(registry) == 1
+            go_on.set()
+            pool.submit(registry.unregister, "b").result(timeout=30)
 
 
 def test_a_list_that_writers_come_into_all_the_time_ends_and_is_right_for_each_endpoint() -> None:

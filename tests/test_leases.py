@@ -19,6 +19,7 @@ from bonsai_routing import (
     Lease,
     ModelEndpoint,
     ModelId,
+    ModelListEntry,
     ModelNotFoundError,
     ModelNotReadyError,
     ModelRegistry,
@@ -162,6 +163,39 @@ def test_a_status_and_an_alias_keep_the_generation(registry: ModelRegistry) -> N
     registry.add_alias("y", "a")
     registry.set_status("a", "ready")
     assert registry.generation("a") == generation
+
+
+@pytest.mark.parametrize(
+    "lead_elsewhere",
+    [
+        lambda registry: registry.add_alias("x", "b"),
+        lambda registry: registry.register(ModelEndpoint("x", "weights")),
+        lambda registry: registry.register(B.set_default()),
+    ],
+    ids=["alias led elsewhere", "alias hidden", "default moved"],
+)
+def test_what_a_name_was_led_away_from_is_still_itself(
+    router: ModelRouter, lead_elsewhere: Callable[[ModelRegistry], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = router.registry
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    registry.register(A.set_default())
+    registry.add_alias("y", "a")
+    generation = registry.generation("a")
+    lease = router.lease("a")
+    monkeypatch.setattr("time.time", lambda: 2000.0)
+    lead_elsewhere(registry)
+    for status in ("error", "ready"):
+        registry.set_status("a", status)
+    assert registry.generation("a") == generation
+    assert registry.in_flight("a") == 1
+    assert router.models_list()[0] == ModelListEntry("a", "model", "oxibonsai", 1000)
+    assert registry.resolve("y") is registry.resolve("a")
+    retired = registry.retire("a")
+    assert registry.resolve("y") is None
+    assert not retired.done()
+    lease.release()
+    assert retired.result(timeout=0) == A.set_default()
 
 
 def test_what_is_not_registered_has_no_generation_and_no_leases(registry: ModelRegistry) -> None:

@@ -8,8 +8,8 @@ A *slot* is the place that a model id names, whether or not anything is register
 attribute, and storing another endpoint in a slot changes the id and all its aliases at once.
 
 Readers take no lock.
-Writers exclude each other (the registry's lock) and order their stores so that a single one, ``slot.endpoint = ...`` in
-``flip``, makes the whole write visible:
+Writers exclude each other (the registry's lock) and order their stores so that a single one makes the whole write
+visible: ``names[alias] = ...`` in ``point`` for an alias, ``slot.endpoint = ...`` in ``flip`` for everything else.
 
 - A name is entered before its slot is filled and taken out after its slot was emptied.
   A reader that meets an empty slot asks ``aliases`` what stands behind the id.
@@ -19,8 +19,8 @@ Writers exclude each other (the registry's lock) and order their stores so that 
   It only spares readers a test: who finds it empty looks at ``slot.endpoint``.
 - A reader takes two steps, from the name (or the default) to the slot and from there to the endpoint, and the way may
   be led elsewhere in between.
-  So a slot that something has led away from is *left*: it never changes again, and a copy takes its place before the
-  next change.
+  So a slot that something has led away from is *left*: its endpoint never changes again, and a copy takes its place
+  before the next change.
 """
 
 from heapq import heapify, heappop, heappush
@@ -110,7 +110,7 @@ class Directory:
         self.targets: dict[str, Slot] = {}
         # The endpoints whose status was changed, by id, as they had been registered.
         self.declared: dict[str, ModelEndpoint] = {}
-        # What was published along with an endpoint, by id. It leaves before the endpoint does and comes after it.
+        # What was published along with an endpoint, by id.
         self.attached: dict[str, object] = {}
         self.leaders: Leaders | ChangingLeaders = Leaders(VACANT, None)
         # The same for writers, who find no write under way.
@@ -131,6 +131,19 @@ class Directory:
             slot = self.aliases.get(name, VACANT)
             endpoint = slot.endpoint
         return slot, endpoint
+
+    def at(self, id: str) -> ModelEndpoint | None:
+        """Return the endpoint of an id, but not of an alias."""
+        return self.slots.get(id, VACANT).endpoint
+
+    def leading(self) -> tuple[ModelEndpoint | None, ModelEndpoint | None]:
+        """Return the default and the ready endpoint with the largest context, as of one moment; a reader's way."""
+        while True:
+            leaders = self.leaders
+            settled = leaders.settled()
+            endpoint = settled.default.endpoint
+            if self.leaders is leaders:
+                return endpoint, settled.largest
 
     def admit(self, id: str, order: int) -> Slot:
         """Return the slot of an id that is not registered, with the id's name leading to it."""
@@ -185,18 +198,20 @@ class Directory:
 
     def renewed(self, slot: Slot) -> Slot:
         """Put a copy in the place of a slot that was left, and return the copy."""
-        id, names, aliases = slot.id, self.names, self.aliases
+        id, default = slot.id, self.steady.default
         copy = Slot(id)
         copy.order, copy.generation, copy.registered_at = slot.order, slot.generation, slot.registered_at
-        copy.endpoint, copy.available = slot.endpoint, slot.available
-        copy.entry, copy.inbound = slot.entry, slot.inbound
-        self.slots[id] = names[id] = copy
+        copy.endpoint, copy.entry, copy.inbound = slot.endpoint, slot.entry, slot.inbound
+        # In this order, and never asking what leads to the slot itself, because a signal may end this anywhere: then
+        # the next change does it all again.
+        self.names[id] = copy
         for alias in copy.inbound or ():
-            aliases[alias] = copy
-            if names[alias] is slot:
-                names[alias] = copy
-        if self.steady.default is slot:
+            self.aliases[alias] = copy
+            if alias not in self.slots:
+                self.names[alias] = copy
+        if default is not VACANT and default.id == id:
             self.leaders = self.steady = Leaders(copy, self.steady.largest)
+        self.slots[id] = copy
         self.left.remove(slot)
         return copy
 

@@ -431,8 +431,7 @@ def _adapters(models: ModelRegistry) -> dict[str, LoraAdapter]:
 
 def _present(models: ModelRegistry, id: ModelId | str) -> ModelEndpoint | None:
     """Return the endpoint of an id, but not of an alias."""
-    slot = models._directory.slots.get(str(id))
-    return None if slot is None else slot.endpoint
+    return models._directory.at(str(id))
 
 
 def _check_adapter(adapter: LoraAdapter) -> None:

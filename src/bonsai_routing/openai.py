@@ -1,6 +1,6 @@
 """What OpenAI's clients read: the bodies of ``/v1/models`` and of errors, as dictionaries ready for JSON."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -72,7 +72,9 @@ def models_response(router: ModelRouter, *, aliases: bool = False) -> dict[str, 
         # Each of these is one step in C, so no writer can change the dictionary meanwhile.
         slots = [*directory.slots.values()]
         endpoints = [*map(_ENDPOINT, slots)]
+        attached = directory.attached.copy()
         pointers = directory.aliases.copy()
+        ways = [*map(directory.names.get, pointers)]
         attempts -= 1
         if writes == registry._writes or not attempts:
             break
@@ -80,17 +82,18 @@ def models_response(router: ModelRouter, *, aliases: bool = False) -> dict[str, 
         slot.id: endpoint for slot, endpoint in zip(slots, endpoints) if endpoint is not None
     }
     cards = {
-        slot.id: _card(slot, endpoint, directory, present.get)
+        slot.id: _card(slot, endpoint, attached, present.get)
         for slot, endpoint in zip(slots, endpoints)
         if endpoint is not None and endpoint.status is READY
     }
     data = [*cards.values()]
     if aliases:
-        data += [
-            _alias_card(alias, cards[slot.id])
-            for alias, slot in pointers.items()
-            if slot.id in cards and alias not in present
-        ]
+        for (alias, slot), way in zip(pointers.items(), ways):
+            # Its name leads nowhere yet if the alias is just being added, and to a vacant slot if an id of that name is
+            # just coming or going.
+            target = way.id if way is not None and way.id in present else slot.id
+            if way is not None and target in cards and alias not in present:
+                data.append(_alias_card(alias, cards[target]))
     return {"object": "list", "data": data}
 
 
@@ -101,10 +104,17 @@ def model_response(router: ModelRouter, name: ModelId | str) -> dict[str, object
     """
     registry = _registry(router)
     text = name_text("name", name)
-    directory, slot, endpoint = registry._found(text)
+    while True:
+        writes = registry._writes
+        directory = registry._directory
+        slot, endpoint = directory.found(text)
+        if endpoint is not None:
+            card = _card(slot, endpoint, directory.attached, directory.at)
+        if writes == registry._writes:
+            break
     if endpoint is None:
         raise ModelNotFoundError(text)
-    card = _card(slot, ready(endpoint), directory, lambda id: directory.slots.get(id, VACANT).endpoint)
+    ready(endpoint)
     return card if slot.id == text else _alias_card(text, card)
 
 
@@ -115,7 +125,10 @@ def _registry(router: ModelRouter) -> ModelRegistry:
 
 
 def _card(
-    slot: Slot, endpoint: ModelEndpoint, directory: Directory, find: Callable[[str], ModelEndpoint | None]
+    slot: Slot,
+    endpoint: ModelEndpoint,
+    attached: Mapping[str, object],
+    find: Callable[[str], ModelEndpoint | None],
 ) -> dict[str, object]:
     return {
         "id": slot.id,
@@ -123,7 +136,7 @@ def _card(
         "created": slot.registered_at,
         "owned_by": OWNER,
         "root": endpoint.base_model,
-        "parent": None if endpoint.adapter is None else _parent(slot.id, directory, find),
+        "parent": None if endpoint.adapter is None else _parent(slot.id, attached.get(slot.id), find),
         "max_model_len": endpoint.max_context_length,
     }
 
@@ -132,9 +145,8 @@ def _alias_card(alias: str, card: dict[str, object]) -> dict[str, object]:
     return {**card, "id": alias, "root": card["id"]}
 
 
-def _parent(id: str, directory: Directory, find: Callable[[str], ModelEndpoint | None]) -> str | None:
-    """Return the id of the base that the adapter with the endpoint *id* is on; *find* finds registered endpoints."""
-    adapter = directory.attached.get(id)
+def _parent(id: str, adapter: object, find: Callable[[str], ModelEndpoint | None]) -> str | None:
+    """Return the id of the base that the *adapter* with the endpoint *id* is on; *find* finds registered endpoints."""
     if isinstance(adapter, LoraAdapter):
         return adapter.base_model
     base, colon, _ = id.rpartition(":")

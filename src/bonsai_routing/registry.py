@@ -179,7 +179,7 @@ class ModelRegistry:
 
     def default_endpoint(self) -> ModelEndpoint | None:
         """Return the endpoint for requests that name no model, in any status; ``None`` if there is none."""
-        return self._directory.leaders.settled().default.endpoint
+        return self._directory.leading()[0]
 
     def available_endpoints(self) -> list[ModelEndpoint]:
         """Return the ready endpoints, in the order of first registration."""
@@ -259,6 +259,9 @@ class ModelRegistry:
             slot = directory.admit(id, generation)
             if future is not None:
                 future.set_result(None)
+            # Nobody asks for it before the slot is filled.
+            if attached is not None:
+                directory.attached[id] = attached
         else:
             self._ledger.leave(slot.generation, slot.endpoint, future)
             directory.declared.pop(id, None)
@@ -300,9 +303,9 @@ class ModelRegistry:
         removed = slot.endpoint
         if self._ledger.leases or future is not None:
             self._ledger.leave(slot.generation, removed, future)
+        directory.flip(slot, None)
         if directory.attached:
             directory.attached.pop(id, None)
-        directory.flip(slot, None)
         directory.dismiss(id)
         return removed
 
@@ -398,18 +401,14 @@ class ModelRegistry:
             self._ledger.leave(generation, gone[generation])
         return change
 
-    def _found(self, name: str) -> tuple[Directory, Slot, ModelEndpoint | None]:
-        """Look *name* up in the directory, without haste; again while a write began meanwhile."""
-        while True:
-            writes = self._writes
-            directory = self._directory
-            slot, endpoint = directory.found(name)
-            if writes == self._writes:
-                return directory, slot, endpoint
-
     def _find(self, name: str) -> ModelEndpoint | None:
         """Return what ``resolve`` returns, for a name that is known to be text."""
-        return self._found(name)[2]
+        # No number of tries is too many: each further one means that a writer has got something done.
+        while True:
+            writes = self._writes
+            endpoint = self._directory.found(name)[1]
+            if writes == self._writes:
+                return endpoint
 
     def _listing(self) -> tuple[list[Slot], list[ModelEndpoint | None]]:
         """Return all slots and, as of one moment, what is in them.

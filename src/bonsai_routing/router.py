@@ -163,16 +163,10 @@ class ModelRouter:
 
     def _found_default(self) -> tuple[ModelEndpoint, ModelEndpoint]:
         """Return the default and the ready endpoint with the largest context, both as of one moment."""
-        while True:
-            directory = self.registry._directory
-            leaders = directory.leaders
-            settled = leaders.settled()
-            endpoint = settled.default.endpoint
-            if directory.leaders is leaders:
-                break
+        endpoint, largest = self.registry._directory.leading()
         if endpoint is None:
             raise NoModelsAvailableError
-        return ready(endpoint), settled.largest or endpoint
+        return ready(endpoint), largest or endpoint
 
 
 def ready(endpoint: ModelEndpoint) -> ModelEndpoint:
