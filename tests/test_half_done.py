@@ -29,6 +29,8 @@ from bonsai_routing import (
 
 NAMES = ["a", "b", "c", "d"]
 
+Write = Callable[[ModelRegistry], object]
+
 
 def answer(read: Callable[[], object]) -> object:
     try:
@@ -70,7 +72,7 @@ def random_registry(chance: random.Random) -> ModelRegistry:
     return registry
 
 
-def random_write(chance: random.Random) -> Callable[[ModelRegistry], object]:
+def random_write(chance: random.Random) -> Write:
     name, other = chance.choice(NAMES), chance.choice(NAMES)
     status = chance.choice([EndpointStatus.READY, *EndpointStatus])
     endpoint = ModelEndpoint(
@@ -94,10 +96,8 @@ def random_write(chance: random.Random) -> Callable[[ModelRegistry], object]:
             return lambda registry: registry.replace_with(aside)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_a_write_that_is_stopped_anywhere_is_seen_wholly_or_not_at_all(seed: int) -> None:
-    chance = random.Random(seed)
-    router = ModelRouter(random_registry(chance))
+def assert_seen_wholly_or_not_at_all(router: ModelRouter, writes: list[Write]) -> None:
+    """Stop each of *writes* before each of its instructions, and ask everything."""
     questions = reads(router)
     seen: list[list[object]] = []
 
@@ -106,8 +106,7 @@ def test_a_write_that_is_stopped_anywhere_is_seen_wholly_or_not_at_all(seed: int
 
     # A reader that waited for the writer's lock would never come back: the writer waits for the reader.
     with ThreadPoolExecutor(1) as pool:
-        for _ in range(30):
-            write = random_write(chance)
+        for write in writes:
             seen.clear()
             before = ask()
             with stopped_at_each_instruction(lambda: seen.append(pool.submit(ask).result(timeout=30))):
@@ -117,7 +116,20 @@ def test_a_write_that_is_stopped_anywhere_is_seen_wholly_or_not_at_all(seed: int
             assert all(state == after for state in seen[changed:])
 
 
-Write = Callable[[ModelRegistry], object]
+@pytest.mark.parametrize("seed", range(8))
+def test_a_write_that_is_stopped_anywhere_is_seen_wholly_or_not_at_all(seed: int) -> None:
+    chance = random.Random(seed)
+    router = ModelRouter(random_registry(chance))
+    assert_seen_wholly_or_not_at_all(router, [random_write(chance) for _ in range(30)])
+
+
+def test_an_alias_is_listed_from_when_it_is_routed() -> None:
+    registry = ModelRegistry()
+    for id in ("a", "b"):
+        registry.register(ModelEndpoint(id, "p"))
+    targets = ["a", "b", "gone", "b", "d", "a"]
+    writes = [partial(ModelRegistry.add_alias, alias="d", target=target) for target in targets]
+    assert_seen_wholly_or_not_at_all(ModelRouter(registry), list(writes))
 
 
 def answer_with_writes(

@@ -27,7 +27,7 @@ class ModelNotFoundError(RoutingError, LookupError):
     """
 
     def __init__(self, model: str) -> None:
-        # The error that a server raises most; super() would make raising and catching it take a sixth longer.
+        # The error that a server raises most; super() would make raising and catching it take a seventh longer.
         self.args: tuple[str, ...] = (model,)
         self.model = model
 
