@@ -27,8 +27,8 @@ LINES = (
 # All in pixels, but the axes: powers of ten of endpoints and of nanoseconds.
 WIDTH, HEIGHT = 760, 520
 LEFT, RIGHT, TOP, BOTTOM = 84, 720, 130, 462
-ENDPOINTS, NANOSECONDS = (1, 5), (1, 6)
-TIMES = {1: "10 ns", 2: "100 ns", 3: "1 µs", 4: "10 µs", 5: "100 µs", 6: "1 ms"}
+ENDPOINTS, NANOSECONDS = (1, 5), (1, 7)
+TIMES = {1: "10 ns", 2: "100 ns", 3: "1 µs", 4: "10 µs", 5: "100 µs", 6: "1 ms", 7: "10 ms"}
 
 Points = list[tuple[float, float]]
 
