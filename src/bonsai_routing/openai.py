@@ -108,8 +108,7 @@ def model_response(router: ModelRouter, name: ModelId | str) -> dict[str, object
         writes = registry._writes
         directory = registry._directory
         slot, endpoint = directory.found(text)
-        if endpoint is not None:
-            card = _card(slot, endpoint, directory.attached, directory.at)
+        card = {} if endpoint is None else _card(slot, endpoint, directory.attached, directory.at)
         if writes == registry._writes:
             break
     if endpoint is None:
