@@ -377,6 +377,14 @@ def test_a_list_that_writers_come_into_all_the_time_ends_and_is_right_for_each_e
     assert endpoints[1] is steady
 
 
+def test_a_name_is_looked_up_anew_when_a_write_comes_in() -> None:
+    registry = ModelRegistry()
+    registry.add_alias("x", "gone")
+    writes = iter([partial(registry.register, ModelEndpoint("x", "p"))])
+    with stopped_at_each_call(lambda: next(writes, int)(), function="found"):
+        assert registry.resolve("x") == ModelEndpoint("x", "p")
+
+
 def test_the_default_is_looked_up_anew_when_it_changes_meanwhile() -> None:
     router = ModelRouter(ModelRegistry())
     router.registry.register(ModelEndpoint("a", "p", is_default=True, max_context_length=1))

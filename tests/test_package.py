@@ -110,6 +110,12 @@ def test_the_package_lists_its_names_before_they_are_used() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_package_lists_its_names_and_finds_its_modules() -> None:
+    assert {*bonsai_routing.__all__, "__all__", "errors"} <= {*dir(bonsai_routing)}
+    assert bonsai_routing.__getattr__("errors") is importlib.import_module("bonsai_routing.errors")
+    assert bonsai_routing.__getattr__("RoutingError") is bonsai_routing.RoutingError
+
+
 def test_a_name_that_the_package_has_not_is_an_attribute_error_that_names_it() -> None:
     for name in ("ModelRegister", "_directory", "typing"):
         with pytest.raises(AttributeError, match=rf"^module 'bonsai_routing' has no attribute '{name}'$"):
