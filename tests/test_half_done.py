@@ -1,7 +1,7 @@
 """Stops a writer, or a reader, at each of its instructions and lets the other side in between.
 
-A write must be seen wholly or not at all wherever it is stopped, and a read must answer as before or as after a write
-that comes in between.
+A write must be seen wholly or not at all wherever it is stopped, and a read must answer as of one moment between its
+call and its return, whatever writes come in between.
 """
 
 import random
@@ -284,16 +284,15 @@ def test_a_read_that_begins_in_one_write_and_ends_after_another_answers_as_of_on
         return reading[0].result(timeout=30) if reading else possible[-1], possible, on_its_way
 
     with ThreadPoolExecutor(1) as pool:
-        began = True
-        writing_stops_at = count(step=3)
-        while began:
-            place = next(writing_stops_at)
+        for writing_stops_at in count(step=3):
             for reading_stops_at in count():
-                answered, possible, on_its_way = answers(place, reading_stops_at)
-                assert answered in possible, (place, reading_stops_at)
+                answered, possible, on_its_way = answers(writing_stops_at, reading_stops_at)
+                assert answered in possible, (writing_stops_at, reading_stops_at)
                 if not on_its_way:
                     break
-            began = reading_stops_at > 0
+            # The write was over before it could be stopped there.
+            if reading_stops_at == 0:
+                break
 
 
 @contextmanager

@@ -250,7 +250,7 @@ class AdapterRegistry:
         with self._locked() as models:
             endpoint = self._endpoint(adapter, check_base)
             loading = with_status(endpoint, EndpointStatus.LOADING)
-            present = _present(models, id)
+            present = models._directory.at(id.value)
             serving = present is not None and present.status is READY
             known = models._generation(id.value) if serving else models._publish(loading, attached=adapter)
         try:
@@ -335,7 +335,7 @@ class AdapterRegistry:
 
     def _endpoint(self, adapter: LoraAdapter, check_base: bool) -> ModelEndpoint:
         """Return the endpoint of *adapter* on its base, or say why it cannot be on it."""
-        base = _present(self.models, adapter.base_model)
+        base = self.models._directory.at(adapter.base_model)
         if base is None:
             raise ModelNotFoundError(adapter.base_model)
         limit = base.max_context_length if adapter.max_context_length is None else adapter.max_context_length
@@ -365,7 +365,7 @@ class AdapterRegistry:
             raise ModelNotFoundError(name if name.startswith(f"{base}:") else f"{base}:{name}")
         if adapter.base_model != base:
             raise AdapterBaseError(name, base, f"it is loaded on '{adapter.base_model}'")
-        endpoint = _present(self.models, adapter.id)
+        endpoint = self.models._directory.at(adapter.id.value)
         if endpoint is not None and endpoint.status is not READY:
             raise ModelNotReadyError(adapter.id.value, endpoint.status)
         return adapter
@@ -427,11 +427,6 @@ class StackLease:
 def _adapters(models: ModelRegistry) -> dict[str, LoraAdapter]:
     """Return the adapters of a registry by id, in the order of loading; nothing else is ever attached to endpoints."""
     return models._directory.attached  # type: ignore[return-value]
-
-
-def _present(models: ModelRegistry, id: ModelId | str) -> ModelEndpoint | None:
-    """Return the endpoint of an id, but not of an alias."""
-    return models._directory.at(str(id))
 
 
 def _check_adapter(adapter: LoraAdapter) -> None:

@@ -73,7 +73,7 @@ def models_response(router: ModelRouter, *, aliases: bool = False) -> dict[str, 
         slots = [*directory.slots.values()]
         endpoints = [*map(_ENDPOINT, slots)]
         attached = directory.attached.copy()
-        pointers = directory.aliases.copy()
+        pointers = directory.aliases.copy() if aliases else {}
         ways = [*map(directory.names.get, pointers)]
         attempts -= 1
         if writes == registry._writes or not attempts:
@@ -87,12 +87,12 @@ def models_response(router: ModelRouter, *, aliases: bool = False) -> dict[str, 
         if endpoint is not None and endpoint.status is READY
     }
     data = [*cards.values()]
-    if aliases:
-        for (alias, slot), way in zip(pointers.items(), ways):
-            # Its name leads nowhere yet if the alias is just being added, and to a vacant slot if an id of that name is
-            # just coming or going.
-            target = way.id if way is not None and way.id in present else slot.id
-            if way is not None and target in cards and alias not in present:
+    for (alias, slot), way in zip(pointers.items(), ways):
+        # Its name leads nowhere yet if the alias is just being added, and to a vacant slot if an id of that name is
+        # just coming or going.
+        if way is not None and alias not in present:
+            target = way.id if way.id in present else slot.id
+            if target in cards:
                 data.append(_alias_card(alias, cards[target]))
     return {"object": "list", "data": data}
 

@@ -259,19 +259,17 @@ class ModelRegistry:
             slot = directory.admit(id, generation)
             if future is not None:
                 future.set_result(None)
-            # Nobody asks for it before the slot is filled.
-            if attached is not None:
-                directory.attached[id] = attached
         else:
             self._ledger.leave(slot.generation, slot.endpoint, future)
             directory.declared.pop(id, None)
             if attached is None:
                 directory.attached.pop(id, None)
+        if attached is not None:
+            # Nobody asks for it before an endpoint with an adapter is there.
+            directory.attached[id] = attached
         slot.generation = generation
         slot.registered_at = int(time.time())
         directory.flip(slot, endpoint, endpoint.is_default)
-        if attached is not None:
-            directory.attached[id] = attached
         return generation
 
     def _generation(self, id: str) -> int | None:
