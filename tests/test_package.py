@@ -94,7 +94,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
 
 def test_who_routes_loads_no_slow_module_and_no_addition() -> None:
     loaded = loaded_by("from bonsai_routing import ModelEndpoint, ModelNotFoundError, ModelRegistry, ModelRouter")
-    modules = ("_directory", "_futures", "endpoint", "errors", "leases", "model_id", "registry", "router")
+    modules = ("_checks", "_directory", "_futures", "endpoint", "errors", "leases", "model_id", "registry", "router")
     assert loaded == {"bonsai_routing", *(f"bonsai_routing.{module}" for module in modules)}
 
 

@@ -1,20 +1,13 @@
 """Stacks of LoRA adapters and how much of each."""
 
-import math
 from dataclasses import dataclass, field
+
+from bonsai_routing._checks import is_finite
 
 __all__ = ["AdapterRef", "AdapterStack"]
 
 # The distance from 1.0 to the next single-precision number, 1.1920929e-07: what the reference takes for no weight.
 _SINGLE_PRECISION_EPSILON = 2.0**-23
-
-
-def is_finite(number: float) -> bool:
-    """Return whether *number* is finite as a float, which a large int is not."""
-    try:
-        return math.isfinite(number)
-    except OverflowError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 
+from bonsai_routing._checks import check_tokens
 from bonsai_routing.model_id import ModelId
 
 __all__ = ["EndpointStatus", "ModelEndpoint"]
@@ -33,15 +34,6 @@ class EndpointStatus(StrEnum):
 
 # A global name is found in a fraction of the time of an attribute of the enum.
 READY = EndpointStatus.READY
-
-
-def checked_tokens(argument: str, tokens: int) -> int:
-    """Return *tokens* if it is a whole number of tokens; otherwise say what is wrong with *argument*."""
-    if not isinstance(tokens, int) or isinstance(tokens, bool):
-        raise TypeError(f"{argument} must be an int, not {tokens!r}")
-    if tokens < 0:
-        raise ValueError(f"{argument} must be 0 tokens or more, not {tokens!r}")
-    return tokens
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -103,7 +95,7 @@ class ModelEndpoint:
         put(self, "description", description)
         put(self, "base_model", base_model)
         put(self, "adapter", adapter)
-        put(self, "max_context_length", checked_tokens("max_context_length", max_context_length))
+        put(self, "max_context_length", check_tokens("max_context_length", max_context_length))
         put(self, "is_default", is_default)
         put(self, "status", EndpointStatus(status))
 

@@ -7,10 +7,11 @@ An adapter that is in a stack twice counts once, with the sum of its weights.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bonsai_routing.adapters import AdapterStack, is_finite
+from bonsai_routing._checks import check_name, is_finite
+from bonsai_routing.adapters import AdapterStack
 from bonsai_routing.errors import ModelNotFoundError
 from bonsai_routing.lora import LoraAdapter, StackLease
-from bonsai_routing.model_id import ModelId, name_text
+from bonsai_routing.model_id import ModelId
 
 __all__ = [
     "llama_cpp_lora",
@@ -229,7 +230,7 @@ def parse_vllm_lora_modules(arguments: Iterable[str], *, base_model: ModelId | s
     >>> adapter.id, adapter.source
     (ModelId('bonsai-8b:code'), 'adapters/code')
     """
-    default = name_text("base_model", base_model)
+    default = check_name("base_model", base_model)
     if isinstance(arguments, str) or not isinstance(arguments, Iterable):
         raise TypeError(f"arguments must be an iterable of str, not {arguments!r}")
     adapters: list[LoraAdapter] = []

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from bonsai_routing._checks import check_name, check_tokens, is_finite, is_rank
 from bonsai_routing._futures import futures
-from bonsai_routing.adapters import AdapterStack, is_finite
-from bonsai_routing.endpoint import READY, EndpointStatus, ModelEndpoint, checked_tokens, with_status
+from bonsai_routing.adapters import AdapterStack
+from bonsai_routing.endpoint import READY, EndpointStatus, ModelEndpoint, with_status
 from bonsai_routing.errors import (
     AdapterBaseError,
     AdapterConfigError,
@@ -19,7 +20,7 @@ from bonsai_routing.errors import (
     StaleGenerationError,
 )
 from bonsai_routing.leases import Lease, Ledger
-from bonsai_routing.model_id import ModelId, name_text
+from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
 from bonsai_routing.router import ready
 
@@ -57,14 +58,14 @@ class LoraAdapter:
             raise ValueError("name must not be empty")
         if not (self.trained_on is None or isinstance(self.trained_on, str)):
             raise TypeError(f"trained_on must be a str or None, not {self.trained_on!r}")
-        if self.rank is not None and not _is_rank(self.rank):
+        if self.rank is not None and not is_rank(self.rank):
             kind = ValueError if type(self.rank) is int else TypeError
             raise kind(f"rank must be an int of 1 or more, not {self.rank!r}")
-        if self.scaling is not None and not _is_finite(self.scaling):
+        if self.scaling is not None and not is_finite(self.scaling):
             kind = ValueError if type(self.scaling) in (int, float) else TypeError
             raise kind(f"scaling must be a finite number, not {self.scaling!r}")
         if self.max_context_length is not None:
-            checked_tokens("max_context_length", self.max_context_length)
+            check_tokens("max_context_length", self.max_context_length)
 
     @property
     def id(self) -> ModelId:
@@ -88,7 +89,7 @@ class LoraAdapter:
         rank = config.rank()
         return cls(
             os.path.basename(os.path.abspath(directory)) if name is None else name,
-            name_text("base_model", base_model),
+            check_name("base_model", base_model),
             directory,
             rank=max([rank, *config.rank_pattern()]),
             scaling=config.alpha() / (math.sqrt(rank) if config.rank_stabilised() else rank),
@@ -135,7 +136,7 @@ class _PeftConfig:
 
     def rank(self) -> int:
         value = self.required("r")
-        if isinstance(value, int) and _is_rank(value):
+        if isinstance(value, int) and is_rank(value):
             return value
         raise self.error("r", f"must be a whole number of 1 or more, not {value!r}")
 
@@ -143,13 +144,13 @@ class _PeftConfig:
         pattern = self.values.get("rank_pattern")
         if pattern is None:
             return []
-        if isinstance(pattern, dict) and all(_is_rank(rank) for rank in pattern.values()):
+        if isinstance(pattern, dict) and all(is_rank(rank) for rank in pattern.values()):
             return list(pattern.values())
         raise self.error("rank_pattern", f"must map layers to whole numbers of 1 or more, not {pattern!r}")
 
     def alpha(self) -> float:
         value = self.required("lora_alpha")
-        if isinstance(value, (int, float)) and _is_finite(value):
+        if isinstance(value, (int, float)) and is_finite(value):
             return value
         raise self.error("lora_alpha", f"must be a finite number, not {value!r}")
 
@@ -226,7 +227,7 @@ class AdapterRegistry:
 
         The future completes with ``None``, and nothing is removed, if no adapter has that id.
         """
-        key = name_text("id", id)
+        key = check_name("id", id)
         future: futures.Future[ModelEndpoint | None] = futures.Future()
         with self._locked() as models:
             if key in _adapters(models):
@@ -269,13 +270,13 @@ class AdapterRegistry:
 
     def get(self, id: ModelId | str) -> LoraAdapter | None:
         """Return the adapter whose endpoint has that id; ``None`` if there is none."""
-        key = name_text("id", id)
+        key = check_name("id", id)
         with self._locked() as models:
             return _adapters(models).get(key)
 
     def of(self, base: ModelId | str) -> list[LoraAdapter]:
         """Return the adapters on the base endpoint of that id."""
-        key = name_text("base", base)
+        key = check_name("base", base)
         return [adapter for adapter in self if adapter.base_model == key]
 
     def __iter__(self) -> Iterator[LoraAdapter]:
@@ -298,7 +299,7 @@ class AdapterRegistry:
         :class:`AdapterBaseError` when *base* is itself an adapter's endpoint or a member is on another base.
         Then nothing is leased.
         """
-        requested = name_text("base", base)
+        requested = check_name("base", base)
         if not isinstance(stack, AdapterStack):
             raise TypeError(f"stack must be an AdapterStack, not {stack!r}")
         refs = list(stack.adapters)
@@ -441,11 +442,3 @@ def _are_the_same_weights(trained_on: str | None, base_model: str) -> bool:
 
 def _last_segment(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2].casefold()
-
-
-def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1 and is_finite(value)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)

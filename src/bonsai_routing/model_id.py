@@ -43,12 +43,3 @@ class ModelId:
         """
         _, colon, adapter = self.value.partition(":")
         return adapter if colon else None
-
-
-def name_text(argument: str, name: object) -> str:
-    """Return a model's name as text; otherwise say what is wrong with *argument*."""
-    if isinstance(name, str):
-        return name
-    if isinstance(name, ModelId):
-        return name.value
-    raise TypeError(f"{argument} must be a str or a ModelId, not {name!r}")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
+from bonsai_routing._checks import check_name
 from bonsai_routing._directory import VACANT, Directory, Slot
 from bonsai_routing.endpoint import READY, EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import (
@@ -18,7 +19,7 @@ from bonsai_routing.errors import (
     StaleGenerationError,
 )
 from bonsai_routing.lora import LoraAdapter
-from bonsai_routing.model_id import ModelId, name_text
+from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
 from bonsai_routing.router import OWNER, ModelRouter, ready
 
@@ -103,7 +104,7 @@ def model_response(router: ModelRouter, name: ModelId | str) -> dict[str, object
     Raises :class:`ModelNotFoundError` and :class:`ModelNotReadyError`, as routing does.
     """
     registry = _registry(router)
-    text = name_text("name", name)
+    text = check_name("name", name)
     while True:
         writes = registry._writes
         directory = registry._directory
@@ -248,7 +249,7 @@ def suggestions(registry: ModelRegistry, name: ModelId | str) -> list[str]:
     """
     if not isinstance(registry, ModelRegistry):
         raise TypeError(f"registry must be a ModelRegistry, not {registry!r}")
-    name = name_text("name", name)
+    name = check_name("name", name)
     if len(name) > _LONGEST:
         return []
     wanted = _folded(name)

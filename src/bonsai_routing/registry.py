@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
+from bonsai_routing._checks import check_name
 from bonsai_routing._directory import VACANT, Directory, Slot
 from bonsai_routing._futures import futures
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint, with_status
 from bonsai_routing.leases import DrainingEndpoint, Ledger
-from bonsai_routing.model_id import ModelId, name_text
+from bonsai_routing.model_id import ModelId
 
 __all__ = ["ModelRegistry", "RegistryChange"]
 
@@ -99,7 +100,7 @@ class ModelRegistry:
         If it was the default, there is no default afterwards.
         An alias is not an id: it cannot be used to unregister.
         """
-        key = id if isinstance(id, str) else name_text("id", id)
+        key = id if isinstance(id, str) else check_name("id", id)
         ledger = self._ledger
         ledger.lock.acquire()
         try:
@@ -111,7 +112,7 @@ class ModelRegistry:
 
     def retire(self, id: ModelId | str) -> "futures.Future[ModelEndpoint | None]":
         """Do what :meth:`unregister` does, and return a future of the removed endpoint, as :meth:`swap` does."""
-        key = name_text("id", id)
+        key = check_name("id", id)
         future: futures.Future[ModelEndpoint | None] = futures.Future()
         with self._ledger.lock:
             self._remove(key, future)
@@ -123,7 +124,7 @@ class ModelRegistry:
 
         See :class:`Lease` for what it is good for.
         """
-        key = name_text("id", id)
+        key = check_name("id", id)
         with self._ledger.lock:
             generation = self._generation(key)
         self._ledger.settle()
@@ -131,7 +132,7 @@ class ModelRegistry:
 
     def in_flight(self, id: ModelId | str) -> int:
         """Return how many leases of the present endpoint of that id are held; 0 if there is none."""
-        key = name_text("id", id)
+        key = check_name("id", id)
         with self._ledger.lock:
             generation = self._generation(key)
             leases = 0 if generation is None else self._ledger.in_flight(generation)
@@ -153,7 +154,7 @@ class ModelRegistry:
         """
         if not isinstance(alias, str):
             raise TypeError(f"alias must be a str, not {alias!r}")
-        key = target if isinstance(target, str) else name_text("target", target)
+        key = target if isinstance(target, str) else check_name("target", target)
         ledger = self._ledger
         ledger.lock.acquire()
         try:
@@ -175,7 +176,7 @@ class ModelRegistry:
                 return endpoint
         except (KeyError, TypeError):
             pass
-        return self._find(name_text("id_or_alias", id_or_alias))
+        return self._find(check_name("id_or_alias", id_or_alias))
 
     def default_endpoint(self) -> ModelEndpoint | None:
         """Return the endpoint for requests that name no model, in any status; ``None`` if there is none."""
@@ -195,7 +196,7 @@ class ModelRegistry:
         An alias is not an id here.
         Raises ``ValueError`` when *status* is text that names no status.
         """
-        key = name_text("id", id)
+        key = check_name("id", id)
         # Calling an enum takes long even when there is nothing to convert.
         if not isinstance(status, EndpointStatus):
             status = EndpointStatus(status)
@@ -234,7 +235,7 @@ class ModelRegistry:
         return not len(self)
 
     def __contains__(self, name: object) -> bool:
-        return self._find(name_text("name", name)) is not None
+        return self._find(check_name("name", name)) is not None
 
     def __iter__(self) -> Iterator[ModelEndpoint]:
         return iter(self.all_endpoints())

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from bonsai_routing.endpoint import READY, ModelEndpoint, checked_tokens
+from bonsai_routing._checks import check_name, check_tokens
+from bonsai_routing.endpoint import READY, ModelEndpoint
 from bonsai_routing.errors import (
     ContextTooLongError,
     ModelNotFoundError,
@@ -10,7 +11,7 @@ from bonsai_routing.errors import (
     NoModelsAvailableError,
 )
 from bonsai_routing.leases import Lease
-from bonsai_routing.model_id import ModelId, name_text
+from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
 
 __all__ = ["ModelListEntry", "ModelRouter"]
@@ -89,7 +90,7 @@ class ModelRouter:
         try:
             slot = leaders.default if requested_model is None else directory.names[requested_model]
             endpoint = slot.available
-            # Comparing the class costs a quarter of calling isinstance(); checked_tokens() sees to everything else.
+            # Comparing the class costs a quarter of calling isinstance(); check_tokens() sees to everything else.
             if endpoint is not None and required_context.__class__ is int and required_context >= 0:
                 if required_context <= endpoint.max_context_length:
                     return endpoint
@@ -104,7 +105,7 @@ class ModelRouter:
                     return largest
         except (KeyError, TypeError):
             pass
-        checked_tokens("required_context", required_context)
+        check_tokens("required_context", required_context)
         if requested_model is not None:
             endpoint = fallback = self._found(requested_model)
         else:
@@ -155,7 +156,7 @@ class ModelRouter:
         """Route without haste: find out what is wrong, if anything is."""
         if requested_model is None:
             return self._found_default()[0]
-        name = name_text("requested_model", requested_model)
+        name = check_name("requested_model", requested_model)
         endpoint = self.registry._find(name)
         if endpoint is None:
             raise ModelNotFoundError(name)

@@ -1,0 +1,41 @@
+"""Checks of arguments that several modules need."""
+
+import math
+
+from bonsai_routing.model_id import ModelId
+
+__all__ = ["check_name", "check_tokens", "is_finite", "is_rank"]
+
+
+def check_name(argument: str, name: object) -> str:
+    """Return the name of a model as text. Raise ``TypeError`` when *name* is neither a ``str`` nor a ``ModelId``."""
+    if isinstance(name, str):
+        return name
+    if isinstance(name, ModelId):
+        return name.value
+    raise TypeError(f"{argument} must be a str or a ModelId, not {name!r}")
+
+
+def check_tokens(argument: str, tokens: int) -> int:
+    """Return *tokens*. Raise ``TypeError`` or ``ValueError`` when it is not a whole number of tokens, 0 or more."""
+    if not isinstance(tokens, int) or isinstance(tokens, bool):
+        raise TypeError(f"{argument} must be an int, not {tokens!r}")
+    if tokens < 0:
+        raise ValueError(f"{argument} must be 0 tokens or more, not {tokens!r}")
+    return tokens
+
+
+def is_finite(value: object) -> bool:
+    """Return whether *value* is an ``int`` or a ``float``, not a ``bool``, that is finite when converted to a float."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # The value is an int that is too large for a float.
+        return False
+
+
+def is_rank(value: object) -> bool:
+    """Return whether *value* is a rank of a LoRA adapter: an ``int`` of 1 or more that a float can hold."""
+    return isinstance(value, int) and is_finite(value) and value >= 1
