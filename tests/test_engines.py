@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bonsai_routing.adapter_registry import AdapterRegistry
 from bonsai_routing.adapters import AdapterStack
 from bonsai_routing.endpoint import ModelEndpoint
 from bonsai_routing.engines import (
@@ -20,7 +21,7 @@ from bonsai_routing.engines import (
     vllm_unload_lora_adapter,
 )
 from bonsai_routing.errors import ModelNotFoundError
-from bonsai_routing.lora import AdapterRegistry, LoraAdapter
+from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
 

@@ -2,6 +2,7 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from bonsai_routing.adapter_registry import AdapterRegistry
     from bonsai_routing.adapters import AdapterRef, AdapterStack
     from bonsai_routing.config import ConfigError, RoutingConfig
     from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
         StaleGenerationError,
     )
     from bonsai_routing.leases import DrainingEndpoint, Lease
-    from bonsai_routing.lora import AdapterRegistry, LoraAdapter, StackLease, StackMember
+    from bonsai_routing.lora import LoraAdapter
     from bonsai_routing.model_id import ModelId
     from bonsai_routing.openai import ErrorResponse, error_response, model_response, models_response, suggestions
     from bonsai_routing.registry import ModelRegistry, RegistryChange
     from bonsai_routing.router import ModelListEntry, ModelRouter
+    from bonsai_routing.stacks import StackLease, StackMember
 else:
     # A name is imported when it is first asked for, from the module that it stands in here. So importing the package
     # costs no more than this file, and nobody waits for what they do not use.
@@ -39,7 +41,7 @@ else:
         "AdapterConfigError": "errors",
         "AdapterLoadedError": "errors",
         "AdapterRef": "adapters",
-        "AdapterRegistry": "lora",
+        "AdapterRegistry": "adapter_registry",
         "AdapterStack": "adapters",
         "ConfigError": "config",
         "ContextTooLongError": "errors",
@@ -59,8 +61,8 @@ else:
         "RegistryChange": "registry",
         "RoutingConfig": "config",
         "RoutingError": "errors",
-        "StackLease": "lora",
-        "StackMember": "lora",
+        "StackLease": "stacks",
+        "StackMember": "stacks",
         "StaleGenerationError": "errors",
         "error_response": "openai",
         "llama_cpp_lora": "engines",

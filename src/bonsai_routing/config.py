@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bonsai_routing.adapter_registry import AdapterRegistry
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import AdapterLoadedError, ModelNotFoundError, RoutingError
-from bonsai_routing.lora import AdapterRegistry, LoraAdapter
+from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from bonsai_routing._checks import check_name, is_finite
 from bonsai_routing.adapters import AdapterStack
 from bonsai_routing.errors import ModelNotFoundError
-from bonsai_routing.lora import LoraAdapter, StackLease
+from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
+from bonsai_routing.stacks import StackLease
 
 __all__ = [
     "llama_cpp_lora",
