@@ -1,0 +1,485 @@
+"""Interleaved calls on one adapter registry, and random calls that are compared with an oracle."""
+
+import copy
+import random
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+
+import pytest
+from lora_helpers import BASE, CODE, NEWER, PLAIN, generation, in_flight, once_at, stack_of, state
+
+from bonsai_routing import (
+    AdapterBaseError,
+    AdapterLoadedError,
+    AdapterRegistry,
+    EndpointStatus,
+    LoraAdapter,
+    ModelEndpoint,
+    ModelId,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ModelRegistry,
+    ModelRouter,
+    RoutingError,
+    StackLease,
+    StaleGenerationError,
+)
+
+# Interleaved calls.
+
+
+def outcome(call: Callable[[AdapterRegistry], object], adapters: AdapterRegistry) -> object:
+    """Return the answer or the error of a call, in a form that can be compared after all leases have ended."""
+    try:
+        answer = call(adapters)
+    except RoutingError as error:
+        return type(error), error.args
+    if isinstance(answer, StackLease):
+        key = answer.key
+        # Leases of endpoints that drain count as well.
+        leased = sum(in_flight(adapters.models).values()) + sum(each.leases for each in adapters.models.draining())
+        answer.release()
+        return key, leased
+    return answer
+
+
+def settled(answer: object) -> object:
+    """Return the result of a future, which must be done, and any other answer unchanged."""
+    return answer.result(timeout=0) if isinstance(answer, Future) else answer
+
+
+# Stands for the answer of a call that is not made because it would wait for the lock.
+LOCKED = object()
+
+
+def small_registry(loaded: bool) -> tuple[AdapterRegistry, Callable[[], bool]]:
+    """Return an adapter registry, and a function that returns whether its lock is free, which can be called once.
+
+    The function releases the last lease of a retired endpoint. A release never waits. If the lock is free, the release
+    completes the endpoint's future; otherwise the thread that holds the lock completes it later.
+    """
+    adapters = AdapterRegistry(ModelRegistry())
+    adapters.models.register(BASE)
+    if loaded:
+        adapters.load(CODE)
+    adapters.models.register(ModelEndpoint("probe", "probe"))
+    lease = ModelRouter(adapters.models).lease("probe")
+    gone = adapters.models.retire("probe")
+
+    def lock_is_free() -> bool:
+        lease.release()
+        return gone.done()
+
+    return adapters, lock_is_free
+
+
+def in_one_registry(*calls: Callable[[AdapterRegistry], object], loaded: bool) -> tuple[list[object], object]:
+    """Return the answers of calls that follow one another, and the state after them."""
+    adapters, lock_is_free = small_registry(loaded)
+    assert lock_is_free()
+    return [settled(outcome(call, adapters)) for call in calls], state(adapters.models)
+
+
+def interleaved(
+    call: Callable[[AdapterRegistry], object], other: Callable[[AdapterRegistry], object], place: int, loaded: bool
+) -> tuple[object, object, object] | None:
+    """Run *other* before instruction number *place* of *call*. Return their answers, and the state after them.
+
+    If *call* holds the lock there, *other* is not run and its answer is ``LOCKED``.
+    Return ``None`` if *call* has fewer instructions.
+    """
+    adapters, lock_is_free = small_registry(loaded)
+    answers: list[object] = []
+
+    def traced(adapters: AdapterRegistry) -> object:
+        with once_at(place, lambda: answers.append(outcome(other, adapters) if lock_is_free() else LOCKED)):
+            return call(adapters)
+
+    answer = outcome(traced, adapters)
+    if not answers:
+        assert lock_is_free()
+        return None
+    return settled(answer), settled(answers[0]), state(adapters.models)
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["absent", "loaded"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda adapters: adapters.load(CODE),
+        lambda adapters: adapters.swap(NEWER),
+        lambda adapters: adapters.swap(NEWER, expect=2),
+        lambda adapters: adapters.unload("bonsai:code"),
+        lambda adapters: adapters.lease_stack("bonsai", stack_of("code")),
+        lambda adapters: adapters.get("bonsai:code"),
+        list,
+        len,
+    ],
+    ids=["load", "swap", "expect", "unload", "stack", "get", "list", "len"],
+)
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda adapters: adapters.models.register(PLAIN),
+        lambda adapters: adapters.models.unregister("bonsai:code"),
+        lambda adapters: adapters.models.replace_with(ModelRegistry()),
+        lambda adapters: adapters.swap(replace(CODE, source="elsewhere")),
+    ],
+    ids=["register", "unregister", "replace_with", "swap"],
+)
+def test_what_others_do_meanwhile_comes_before_or_after(
+    call: Callable[[AdapterRegistry], object], other: Callable[[AdapterRegistry], object], loaded: bool
+) -> None:
+    (first, second), end = in_one_registry(call, other, loaded=loaded)
+    allowed = [(first, second, end)]
+    (second, first), end = in_one_registry(other, call, loaded=loaded)
+    allowed.append((first, second, end))
+    checked = 0
+    for place in range(10_000):
+        seen = interleaved(call, other, place, loaded)
+        if seen is None:
+            assert checked > 3, "nothing was stopped"
+            return
+        if seen[1] is not LOCKED:
+            assert seen in allowed, f"stopped at place {place}"
+            checked += 1
+    pytest.fail("the call does not end")
+
+
+# Random calls.
+
+
+@dataclass(eq=False)
+class Publication:
+    """An endpoint that was published under an id, its adapter if it has one, and its number of leases."""
+
+    endpoint: ModelEndpoint
+    declared: ModelEndpoint
+    adapter: LoraAdapter | None
+    leases: int = 0
+
+
+@dataclass
+class Block:
+    """A ``loading`` block that has not ended."""
+
+    block: AbstractContextManager[ModelEndpoint]
+    adapter: LoraAdapter
+    known: Publication
+    serving: bool
+
+
+class Oracle:
+    """The published endpoints, their leases and the futures, as plain dictionaries and lists."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, Publication] = {}
+        self.gone: list[Publication] = []
+        self.waits: list[tuple[Future[ModelEndpoint | None], Publication | None]] = []
+        self.leases: list[tuple[Callable[[], None], list[Publication]]] = []
+        self.generations: dict[int, Publication] = {}
+
+    def publish(self, endpoint: ModelEndpoint, adapter: LoraAdapter | None = None) -> Publication | None:
+        old = self.live.get(str(endpoint.id))
+        self.live[str(endpoint.id)] = Publication(endpoint, endpoint, adapter)
+        if old is not None:
+            self.gone.append(old)
+        return old
+
+    def remove(self, id: str) -> Publication | None:
+        old = self.live.pop(id, None)
+        if old is not None:
+            self.gone.append(old)
+        return old
+
+    def adapter(self, id: str) -> LoraAdapter | None:
+        return self.live[id].adapter if id in self.live else None
+
+    def fitting(self, adapter: LoraAdapter) -> ModelEndpoint:
+        if adapter.base_model not in self.live:
+            raise ModelNotFoundError(adapter.base_model)
+        base = self.live[adapter.base_model].endpoint
+        limit = base.max_context_length if adapter.max_context_length is None else adapter.max_context_length
+        weights = (adapter.trained_on or base.base_model).split("/")[-1].lower()
+        if base.adapter is not None or limit > base.max_context_length or weights != base.base_model.lower():
+            raise AdapterBaseError(adapter.name, adapter.base_model, "")
+        return ModelEndpoint(adapter.id, base.base_model, adapter=adapter.name, max_context_length=limit)
+
+    def load(self, adapter: LoraAdapter) -> None:
+        endpoint = self.fitting(adapter)
+        if str(adapter.id) in self.live:
+            raise AdapterLoadedError(str(adapter.id))
+        self.publish(endpoint, adapter)
+
+    def swap(self, adapter: LoraAdapter, expect: Publication | None) -> Publication | None:
+        endpoint = self.fitting(adapter)
+        if expect is not None and expect is not self.live.get(str(adapter.id)):
+            raise StaleGenerationError(str(adapter.id), 0, 0)
+        return self.publish(endpoint, adapter)
+
+    def set_status(self, id: str, status: EndpointStatus) -> None:
+        if id in self.live:
+            self.live[id].endpoint = replace(self.live[id].endpoint, status=status)
+
+    def begin(self, adapter: LoraAdapter) -> tuple[Publication, bool]:
+        endpoint, id = self.fitting(adapter), str(adapter.id)
+        serving = id in self.live and self.live[id].endpoint.status == "ready"
+        if not serving:
+            self.publish(replace(endpoint, status=EndpointStatus("loading")), adapter)
+        return self.live[id], serving
+
+    def end(self, block: Block, fails: bool) -> None:
+        id = str(block.adapter.id)
+        if block.known is not self.live.get(id):
+            if not fails:
+                raise StaleGenerationError(id, 0, 0)
+        elif not block.serving:
+            self.set_status(id, EndpointStatus.ERROR if fails else EndpointStatus.READY)
+        elif not fails:
+            self.publish(self.fitting(block.adapter), block.adapter)
+
+    def stack(self, base: str, names: list[str]) -> list[Publication]:
+        if base not in self.live:
+            raise ModelNotFoundError(base)
+        if self.live[base].endpoint.adapter is not None:
+            raise AdapterBaseError("", base, "")
+        ids = [base]
+        for name in names:
+            named = [id for id, each in self.live.items() if each.adapter is not None and each.adapter.name == name]
+            found = [id for id in (f"{base}:{name}", name, *named) if self.adapter(id) is not None]
+            ids.append(found[0] if found else "")
+        for id in ids:
+            if id not in self.live:
+                raise ModelNotFoundError(id)
+            adapter = self.adapter(id)
+            if adapter is not None and adapter.base_model != base:
+                raise AdapterBaseError(id, base, "")
+            if self.live[id].endpoint.status != "ready":
+                raise ModelNotReadyError(id, "")
+        return [self.live[id] for id in ids]
+
+    def replace_with(self, contents: dict[str, tuple[ModelEndpoint, LoraAdapter | None]]) -> None:
+        before, self.live = self.live, {}
+        for id, (endpoint, adapter) in contents.items():
+            kept = before.get(id)
+            if kept is not None and endpoint in (kept.endpoint, kept.declared) and adapter == kept.adapter:
+                self.live[id] = before.pop(id)
+                self.live[id].declared = endpoint
+            else:
+                self.publish(endpoint, adapter)
+        self.gone.extend(before.values())
+
+    def check(self, adapters: AdapterRegistry) -> None:
+        models = adapters.models
+        assert {str(each.id): each for each in models} == {id: each.endpoint for id, each in self.live.items()}
+        loaded = {id: each.adapter for id, each in self.live.items() if each.adapter is not None}
+        assert {str(each.id): each for each in adapters} == loaded
+        assert len(adapters) == len(loaded)
+        for id, each in self.live.items():
+            assert adapters.get(id) == each.adapter
+            assert models.in_flight(id) == each.leases
+            assert self.generations.setdefault(generation(models, id), each) is each
+        for base in BASES:
+            assert {str(each.id) for each in adapters.of(base)} == {
+                id for id, each in loaded.items() if each.base_model == base
+            }
+        for future, publication in self.waits:
+            assert future.done() == (publication is None or not publication.leases)
+            if future.done():
+                assert future.result() == (None if publication is None else publication.endpoint)
+        draining = sorted((str(each.endpoint.id), each.leases) for each in models.draining())
+        assert draining == sorted((str(each.endpoint.id), each.leases) for each in self.gone if each.leases)
+
+
+# Ids that can be confused: "a:x" is a base or an adapter, and "a:x:y" is an adapter of "a" or of "a:x".
+BASES = ["a", "b", "a:x", "nowhere"]
+NAMES = ["x", "y", "x:y"]
+IDS = ["a", "b", "a:x", "a:y", "a:x:y", "b:x", "b:y"]
+
+
+def raised(call: Callable[[], object]) -> type[RoutingError] | None:
+    try:
+        call()
+    except RoutingError as error:
+        return type(error)
+    return None
+
+
+class Walk:
+    """A registry, its oracle, and random calls that are made on both."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.adapters = AdapterRegistry(ModelRegistry())
+        self.oracle = Oracle()
+        self.blocks: list[Block] = []
+
+    def random_base(self) -> ModelEndpoint:
+        return ModelEndpoint(
+            self.chance.choice(["a", "a", "b", "b", "a:x"]),
+            self.chance.choice(["q", "Q", "r"]),
+            max_context_length=self.chance.choice([2, 4]),
+            adapter="odd" if self.chance.random() < 0.05 else None,
+        )
+
+    def random_adapter(self) -> LoraAdapter:
+        return LoraAdapter(
+            self.chance.choice(NAMES),
+            self.chance.choice(["a", "a", "a", "b", "b", "a:x", "nowhere"]),
+            self.chance.choice(["here", "there"]),
+            max_context_length=self.chance.choice([None, None, None, 1, 3]),
+            trained_on=self.chance.choice([None, None, None, "q", "org/Q", "r"]),
+        )
+
+    def agree(self, real: Callable[[], object], plain: Callable[[], object]) -> None:
+        """Check that both calls raise the same class of error, or that neither raises."""
+        assert raised(real) == raised(plain)
+
+    def register(self) -> None:
+        endpoint = self.random_base()
+        if self.chance.random() < 0.3:
+            endpoint = replace(endpoint, id=ModelId(self.chance.choice(IDS)))
+        if self.chance.random() < 0.5:
+            self.adapters.models.register(endpoint)
+            self.oracle.publish(endpoint)
+        else:
+            future = self.adapters.models.swap(endpoint)
+            self.oracle.waits.append((future, self.oracle.publish(endpoint)))
+
+    def remove(self) -> None:
+        id = self.chance.choice(IDS)
+        match self.chance.randrange(3):
+            case 0:
+                self.adapters.models.unregister(id)
+                self.oracle.remove(id)
+            case 1:
+                self.oracle.waits.append((self.adapters.models.retire(id), self.oracle.remove(id)))
+            case _:
+                future = self.adapters.unload(id)
+                loaded = self.oracle.adapter(id) is not None
+                self.oracle.waits.append((future, self.oracle.remove(id) if loaded else None))
+
+    def load(self) -> None:
+        adapter = self.random_adapter()
+        self.agree(lambda: self.adapters.load(adapter), lambda: self.oracle.load(adapter))
+
+    def swap(self) -> None:
+        adapter, expected = self.random_adapter(), None
+        if self.chance.random() < 0.5 and self.oracle.generations:
+            # The current generation of the id, or any generation that was ever published.
+            expected = self.oracle.live.get(str(adapter.id))
+            if expected is None or self.chance.random() < 0.3:
+                expected = self.chance.choice(list(self.oracle.generations.values()))
+        expect = next((number for number, each in self.oracle.generations.items() if each is expected), None)
+        futures: list[Future[ModelEndpoint | None]] = []
+        replaced: list[Publication | None] = []
+        self.agree(
+            lambda: futures.append(self.adapters.swap(adapter, expect=expect)),
+            lambda: replaced.append(self.oracle.swap(adapter, expected)),
+        )
+        self.oracle.waits.extend(zip(futures, replaced, strict=True))
+
+    def begin(self) -> None:
+        adapter = self.random_adapter()
+        block = self.adapters.loading(adapter)
+        begun: list[tuple[Publication, bool]] = []
+        self.agree(block.__enter__, lambda: begun.append(self.oracle.begin(adapter)))
+        self.blocks.extend(Block(block, adapter, *each) for each in begun)
+
+    def end(self) -> None:
+        if not self.blocks:
+            return
+        block = self.blocks.pop(self.chance.randrange(len(self.blocks)))
+        fails = self.chance.random() < 0.4
+        failure = ValueError("no") if fails else None
+
+        def leave() -> None:
+            try:
+                assert not block.block.__exit__(None if failure is None else type(failure), failure, None)
+            except ValueError as error:
+                if error is not failure:
+                    raise
+
+        self.agree(leave, lambda: self.oracle.end(block, fails))
+
+    def lease(self) -> None:
+        base = self.chance.choice(BASES[:3] + IDS)
+        names = self.chance.sample([*NAMES, "a:x", "a:x:y", "b:y"], self.chance.choice([0, 1, 1, 2]))
+        leases: list[StackLease] = []
+        leased: list[list[Publication]] = []
+        self.agree(
+            lambda: leases.append(self.adapters.lease_stack(base, stack_of(*names))),
+            lambda: leased.append(self.oracle.stack(base, names)),
+        )
+        for lease, publications in zip(leases, leased, strict=True):
+            for publication in publications:
+                publication.leases += 1
+            assert [each.adapter for each in lease.members] == [each.adapter for each in publications[1:]]
+            assert [self.oracle.generations[each.generation] for each in lease.members] == publications[1:]
+            self.oracle.leases.append((lease.release, publications))
+
+    def lease_one(self) -> None:
+        id = self.chance.choice(IDS)
+        publication = self.oracle.live.get(id)
+        if publication is not None and publication.endpoint.status == "ready":
+            publication.leases += 1
+            self.oracle.leases.append((ModelRouter(self.adapters.models).lease(id).release, [publication]))
+
+    def release(self) -> None:
+        for _ in range(min(self.chance.randrange(4), len(self.oracle.leases))):
+            release, publications = self.oracle.leases.pop(self.chance.randrange(len(self.oracle.leases)))
+            release()
+            if self.chance.random() < 0.2:
+                release()
+            for publication in publications:
+                publication.leases -= 1
+
+    def set_status(self) -> None:
+        id, status = self.chance.choice(IDS), self.chance.choice([EndpointStatus.READY, *EndpointStatus])
+        self.adapters.models.set_status(id, status)
+        self.oracle.set_status(id, status)
+
+    def replace_everything(self) -> None:
+        other = AdapterRegistry(ModelRegistry())
+        contents: dict[str, tuple[ModelEndpoint, LoraAdapter | None]] = {}
+        kept = [each for each in self.oracle.live.values() if each.adapter is None]
+        for endpoint in [*(each.declared for each in kept), self.random_base()]:
+            if self.chance.random() < 0.8:
+                other.models.register(endpoint)
+                contents[str(endpoint.id)] = endpoint, None
+        for adapter in [*(each.adapter for each in self.oracle.live.values()), self.random_adapter()]:
+            if adapter is not None and self.chance.random() < 0.8:
+                with suppress(RoutingError):
+                    contents[str(adapter.id)] = other.load(adapter), adapter
+        self.adapters.models.replace_with(other.models)
+        self.oracle.replace_with(contents)
+
+    def step(self) -> None:
+        often = [self.load, self.swap, self.lease, self.release, self.lease_one]
+        seldom = [self.register, self.remove, self.begin, self.end, self.set_status]
+        rare = [self.replace_everything]
+        self.chance.choice(3 * often + 2 * seldom + rare)()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_whatever_is_called_the_registry_does_what_the_oracle_says(seed: int) -> None:
+    walk = Walk(seed)
+    for id in ("a", "b"):
+        walk.adapters.models.register(ModelEndpoint(id, "q"))
+        walk.oracle.publish(ModelEndpoint(id, "q"))
+    for _ in range(250):
+        walk.step()
+        walk.oracle.check(walk.adapters)
+    twin = copy.deepcopy(walk.adapters)
+    while walk.blocks:
+        walk.end()
+    for release, publications in walk.oracle.leases:
+        release()
+        for publication in publications:
+            publication.leases -= 1
+    walk.oracle.check(walk.adapters)
+    assert all(future.done() for future, _ in walk.oracle.waits)
+    assert walk.adapters.models.draining() == []
+    assert in_flight(twin.models) == {}
