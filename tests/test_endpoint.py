@@ -1,12 +1,12 @@
 import copy
 import dataclasses
 import pickle
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from bonsai_routing import EndpointStatus, ModelEndpoint, ModelId
-from bonsai_routing.endpoint import with_status
+from bonsai_routing import EndpointStatus, ModelEndpoint, ModelId, ModelRegistry
 
 FULL = ModelEndpoint(
     "bonsai-8b:code",
@@ -167,14 +167,65 @@ def test_an_endpoint_matches_by_keyword() -> None:
             pytest.fail("no match")
 
 
-def test_only_the_status_differs_in_an_endpoint_of_another_status() -> None:
-    ready = with_status(FULL, EndpointStatus.READY)
-    assert ready == dataclasses.replace(FULL, status=EndpointStatus.READY)
-    assert FULL.status is EndpointStatus.LOADING
+@dataclass(frozen=True, slots=True)
+class PricedEndpoint(ModelEndpoint):
+    price: float = 0.0
 
 
-def test_an_endpoint_of_a_users_own_kind_stays_one_when_its_status_changes() -> None:
-    class PricedEndpoint(ModelEndpoint):
-        __slots__ = ()
+def priced(price: float, **fields: Any) -> PricedEndpoint:
+    return PricedEndpoint("a", "b", price=price, **fields)  # type: ignore[arg-type]
 
-    assert type(with_status(PricedEndpoint("a", "b"), EndpointStatus.ERROR)) is PricedEndpoint
+
+class HousesEndpoint(ModelEndpoint):
+    """A subclass that has no field of its own."""
+
+    __slots__ = ()
+
+
+def test_a_subclass_may_add_a_field() -> None:
+    endpoint = priced(2.5, status="loading")
+    assert endpoint.id == ModelId("a")
+    assert endpoint.display_name == "a"
+    assert endpoint.status is EndpointStatus.LOADING
+    assert "price=2.5" in repr(endpoint)
+    assert endpoint == priced(2.5, status="loading") != priced(1)
+    changed = [
+        endpoint.with_adapter("x"),
+        endpoint.with_description("x"),
+        endpoint.with_context_length(1),
+        endpoint.set_default(),
+        copy.deepcopy(endpoint),
+        pickle.loads(pickle.dumps(endpoint)),
+    ]
+    assert all(type(each) is PricedEndpoint and each.price == 2.5 for each in changed)
+    with pytest.raises(TypeError, match="max_context_length must be an int, not None"):
+        priced(2.5, max_context_length=None)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [priced(2.5), HousesEndpoint("a", "b"), FULL],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_change_of_status_keeps_everything_else(endpoint: ModelEndpoint) -> None:
+    registry = ModelRegistry()
+    registry.register(endpoint)
+    before = endpoint.status
+    for status in EndpointStatus:
+        registry.set_status(endpoint.id, status)
+        changed = registry.resolve(endpoint.id)
+        assert type(changed) is type(endpoint)
+        assert changed == dataclasses.replace(endpoint, status=status)
+    assert endpoint.status is before
+
+
+def test_a_subclass_without_its_own_repr_shows_its_fields() -> None:
+    assert repr(HousesEndpoint("a", "b", max_context_length=1)) == "HousesEndpoint('a', 'b', max_context_length=1)"
+
+    @dataclass(frozen=True, slots=True, repr=False)
+    class TaggedEndpoint(ModelEndpoint):
+        tag: str = ""
+        secret: str = field(default="", repr=False)
+
+    assert repr(TaggedEndpoint(ModelId("a"), "b", tag="x", secret="y")).endswith("TaggedEndpoint('a', 'b', tag='x')")
+    assert repr(TaggedEndpoint(ModelId("a"), "b")).endswith("TaggedEndpoint('a', 'b')")

@@ -1,8 +1,6 @@
 import argparse
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -516,8 +514,3 @@ def test_adapters_are_adapters(function: Callable[[Any], object]) -> None:
         function(CODE)
     with pytest.raises(TypeError, match=r"^adapters must hold LoraAdapter objects, not 'code'$"):
         function([CODE, "code"])
-
-
-def test_importing_the_module_does_not_load_json() -> None:
-    code = "import sys, bonsai_routing.engines; print('json' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -37,6 +37,15 @@ def test_a_copy_has_the_same_facts(error: RoutingError, text: str) -> None:
 
 
 @each_error
+def test_an_error_made_with_keywords_is_copied_and_pickled_too(error: RoutingError, text: str) -> None:
+    made = type(error)(**vars(error))
+    for twin in (copy.copy(made), pickle.loads(pickle.dumps(made))):
+        assert vars(twin) == vars(error)
+        assert twin.args == error.args
+        assert str(twin) == text
+
+
+@each_error
 def test_the_arguments_are_the_facts_in_order(error: RoutingError, text: str) -> None:
     assert error.args == tuple(vars(error).values())
 

@@ -808,7 +808,7 @@ def test_a_gateway_that_cannot_start_says_why(tmp_path: Path, gateway: Running) 
     broken = tmp_path / "broken.toml"
     broken.write_text('schema = 2\ndefualt = "x"\n', encoding="utf-8")
     for arguments, reasons in (
-        (["--config", str(broken)], ["schema must be 1, not 2", "defualt is no key here: did you mean 'default'?"]),
+        (["--config", str(broken)], ["schema must be 1, not 2", "defualt is not a known key; did you mean 'default'?"]),
         (["--config", str(tmp_path / "gone.toml")], ["the file cannot be read"]),
         (["--port", str(gateway.port)], ["in use"]),
         (["--port", "70000"], ["0-65535"]),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -322,15 +323,34 @@ def test_a_copy_of_a_registry_has_no_leases(router: ModelRouter, registry: Model
         assert registry.in_flight("a") == 1
 
 
-def test_cancelling_gives_up_waiting_and_not_the_removal(router: ModelRouter, registry: ModelRegistry) -> None:
-    lease = router.lease("a")
-    future = registry.retire("a")
-    assert future.cancel()
-    assert "a" not in registry
-    assert len(registry.draining()) == 1
-    lease.release()
-    assert future.cancelled()
-    assert registry.draining() == []
+def test_a_future_cannot_be_cancelled(router: ModelRouter, registry: ModelRegistry) -> None:
+    called: list[object] = []
+    with router.lease("a"):
+        futures = [registry.swap(NEWER), registry.retire("b"), registry.retire("gone")]
+        for future in futures:
+            future.add_done_callback(called.append)
+            assert not future.cancel()
+            assert not future.cancelled()
+        assert called == futures[1:]
+    assert called == [*futures[1:], futures[0]]
+
+
+def test_a_timeout_of_asyncio_runs_no_callback(router: ModelRouter, registry: ModelRegistry) -> None:
+    freed: list[object] = []
+
+    async def scenario() -> None:
+        with router.lease("a"):
+            gone = registry.retire("a")
+            gone.add_done_callback(freed.append)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.wrap_future(gone), timeout=0.001)
+            assert not gone.done()
+            assert freed == []
+            assert len(registry.draining()) == 1
+        assert freed == [gone]
+        assert await asyncio.wait_for(asyncio.wrap_future(gone), timeout=30) == A.set_default()
+
+    asyncio.run(scenario())
 
 
 def test_callbacks_may_use_the_registry(router: ModelRouter, registry: ModelRegistry) -> None:
@@ -364,31 +384,137 @@ def test_a_callback_that_raises_hurts_nobody_else(
 def test_a_callback_that_stops_the_program_stops_it_after_the_others_were_told(
     router: ModelRouter, registry: ModelRegistry
 ) -> None:
-    leases = router.lease("a"), router.lease("b")
+    lease, other = router.lease("a"), router.lease("b")
     first, second = registry.retire("a"), registry.retire("b")
-    first.add_done_callback(lambda _: sys.exit("stopped"))
-    with registry._ledger.lock:
-        # While somebody holds the lock, releases are put off until it is let go.
-        for lease in leases:
-            lease.release()
-    assert not first.done()
+
+    def stop(future: Future[ModelEndpoint | None]) -> None:
+        other.release()
+        sys.exit("stopped")
+
+    first.add_done_callback(stop)
     with pytest.raises(SystemExit, match="stopped"):
-        registry.draining()
+        lease.release()
     assert first.done()
     assert second.done()
 
 
-def test_a_release_while_somebody_holds_the_lock_is_counted_afterwards(
-    router: ModelRouter, registry: ModelRegistry
+def test_a_chain_of_ten_thousand_callbacks_ends(router: ModelRouter, registry: ModelRegistry) -> None:
+    # Each future's callback ends the lease that the next future waits for.
+    leases: list[Lease] = []
+    futures: list[Future[ModelEndpoint | None]] = []
+    for _ in range(10_000):
+        leases.append(router.lease("a"))
+        futures.append(registry.swap(A))
+    for future, lease in zip(futures, leases[1:]):
+        future.add_done_callback(lambda _, lease=lease: lease.release())  # type: ignore[misc]
+    leases[0].release()
+    assert all(future.done() for future in futures)
+    assert registry.draining() == []
+
+
+def test_a_chain_over_two_registries_ends() -> None:
+    routers = [ModelRouter(ModelRegistry()) for _ in range(2)]
+    for each in routers:
+        each.registry.register(A)
+    leases = [routers[turn % 2].lease("a") for turn in range(2000)]
+    futures = [each.registry.retire("a") for each in routers]
+
+    # The last lease of the second registry ends in a callback of the first, and so on.
+    def release_the_others(future: Future[ModelEndpoint | None]) -> None:
+        for lease in leases[1::2]:
+            lease.release()
+
+    futures[0].add_done_callback(release_the_others)
+    for lease in leases[::2]:
+        lease.release()
+    assert all(future.done() for future in futures)
+
+
+@pytest.mark.parametrize("retire_within", [False, True])
+def test_a_callback_may_retire_and_wait_for_what_is_not_leased(
+    router: ModelRouter, registry: ModelRegistry, retire_within: bool
 ) -> None:
     lease = router.lease("a")
-    with registry._ledger.lock:
-        lease.release()
-        lease.release()
     with router.lease("b"):
         pass
-    assert registry._ledger.leases == {}
-    assert registry.in_flight("a") == 0
+    seen: list[object] = []
+
+    def call_back(future: Future[ModelEndpoint | None]) -> None:
+        seen.append(registry.retire("b").result(timeout=0) if retire_within else registry.swap(B).result(timeout=0))
+
+    registry.retire("a").add_done_callback(call_back)
+    lease.release()
+    assert seen == [B]
+
+
+def test_near_the_recursion_limit_no_future_is_lost(router: ModelRouter, registry: ModelRegistry) -> None:
+    leases: list[Lease] = []
+    futures: list[Future[ModelEndpoint | None]] = []
+    freed: list[object] = []
+    for _ in range(300):
+        leases.append(router.lease("a"))
+        futures.append(registry.swap(A))
+        futures[-1].add_done_callback(freed.append)
+    left = iter(leases)
+    stopped = 0
+
+    def dive() -> None:
+        nonlocal stopped
+        with suppress(RecursionError):
+            dive()
+        # On the way back, each level ends a lease with one more call of room than the level before.
+        lease = next(left, None)
+        if lease is not None:
+            try:
+                lease.release()
+            except RecursionError:
+                stopped += 1
+
+    dive()
+    assert stopped > 0
+    for lease in leases:
+        lease.release()
+    assert all(future.done() for future in futures)
+    assert len(freed) == len(futures)
+    assert registry.draining() == []
+
+
+def test_a_lease_may_be_released_in_the_middle_of_every_call(router: ModelRouter, registry: ModelRegistry) -> None:
+    # As a finalizer or a signal handler in the same thread would do.
+    calls: list[Callable[[], object]] = [
+        lambda: registry.register(NEWER),
+        lambda: registry.unregister("b"),
+        lambda: registry.add_alias("y", "b"),
+        lambda: registry.remove_alias("x"),
+        lambda: registry.set_default(None),
+        lambda: registry.set_status("a", "error"),
+        lambda: registry.in_flight("a"),
+        lambda: registry.draining(),
+        lambda: registry.replace_with(registry),
+        lambda: router.lease("a").release(),
+    ]
+    for call in calls:
+        for place in range(10_000):
+            for endpoint in (A.set_default(), B):
+                registry.register(endpoint)
+            lease, other = router.lease("a"), router.lease("b")
+            gone = registry.swap(A.set_default())
+            countdown = iter(range(place, -1, -1))
+
+            def release(lease: Lease = lease, countdown: Iterator[int] = countdown) -> None:
+                if next(countdown, None) == 0:
+                    lease.release()
+
+            with stopped_at_each_instruction(release):
+                call()
+            reached = next(countdown, None) is None
+            lease.release()
+            assert gone.done()
+            other.release()
+            assert registry.draining() == []
+            assert registry.in_flight("a") == registry.in_flight("b") == 0
+            if not reached:
+                break
 
 
 @pytest.mark.parametrize(
@@ -399,36 +525,52 @@ def test_a_release_while_somebody_holds_the_lock_is_counted_afterwards(
         lambda router: router.registry.add_alias("y", "b"),
         lambda router: router.registry.set_status("b", "ready"),
         lambda router: router.registry.in_flight("b"),
+        lambda router: router.registry.draining(),
         lambda router: router.registry.replace_with(router.registry),
         lambda router: router.lease("b").release(),
     ],
-    ids=["register", "unregister", "add_alias", "set_status", "in_flight", "replace_with", "lease"],
+    ids=["register", "unregister", "add_alias", "set_status", "in_flight", "draining", "replace_with", "lease"],
 )
-def test_a_writer_that_comes_between_a_release_and_its_end_completes_the_future(
-    write: Callable[[ModelRouter], object],
-) -> None:
-    for place in range(1000):
-        router = ModelRouter(ModelRegistry())
-        for endpoint in (A, B):
-            router.registry.register(endpoint)
-        lock = router.registry._ledger.lock
-        lease = router.lease("a")
-        future = router.registry.retire("a")
-        countdown = iter(range(place, -1, -1))
-        taken: list[bool] = []
+def test_a_release_that_another_thread_comes_into_completes_the_future(write: Callable[[ModelRouter], object]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        for place in range(1000):
+            router = ModelRouter(ModelRegistry())
+            for endpoint in (A, B):
+                router.registry.register(endpoint)
+            lease = router.lease("a")
+            future = router.registry.retire("a")
+            countdown = iter(range(place, -1, -1))
 
-        def take(lock: threading.Lock = lock, countdown: Iterator[int] = countdown, taken: list[bool] = taken) -> None:
-            if next(countdown, None) == 0 and lock.acquire(blocking=False):
-                taken.append(True)
+            def interrupt(router: ModelRouter = router, countdown: Iterator[int] = countdown) -> None:
+                if next(countdown, None) == 0:
+                    pool.submit(write, router).result(timeout=30)
 
-        with stopped_at_each_instruction(take):
+            with stopped_at_each_instruction(interrupt):
+                lease.release()
+            assert future.done()
+            if next(countdown, None) is not None:
+                break
+
+
+def test_a_release_beside_a_write_never_loses_the_future(router: ModelRouter, registry: ModelRegistry) -> None:
+    # The last lease ends while another thread, stopped at one of its instructions, retires the endpoint.
+    with ThreadPoolExecutor(1) as pool:
+        for place in range(10_000):
+            registry.register(A)
+            lease = router.lease("a")
+            countdown = iter(range(place, -1, -1))
+
+            def release(lease: Lease = lease, countdown: Iterator[int] = countdown) -> None:
+                if next(countdown, None) == 0:
+                    pool.submit(lease.release).result(timeout=30)
+
+            with stopped_at_each_instruction(release):
+                gone = registry.retire("a")
+            reached = next(countdown, None) is None
             lease.release()
-        if taken:
-            lock.release()
-            write(router)
-        assert future.done()
-        if next(countdown, None) is not None:
-            break
+            assert gone.result(timeout=0) is lease.endpoint
+            if not reached:
+                break
 
 
 def test_a_lease_is_found_and_counted_in_one_step(router: ModelRouter, registry: ModelRegistry) -> None:
@@ -456,6 +598,7 @@ def test_a_lease_is_found_and_counted_in_one_step(router: ModelRouter, registry:
                 continue
             if future is None:
                 lease.release()
+                assert place > 50
                 break
             gone = future.result(timeout=30)
             assert not gone.done()
@@ -691,4 +834,3 @@ def test_nothing_is_lost_when_leases_and_swaps_race(seed: int) -> None:
     assert sum(taken) > 0
     assert registry.in_flight("a") == 0
     assert registry.draining() == []
-    assert registry._ledger.leases == {}

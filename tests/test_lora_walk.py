@@ -50,35 +50,21 @@ def settled(answer: object) -> object:
     return answer.result(timeout=0) if isinstance(answer, Future) else answer
 
 
-# Stands for the answer of a call that is not made because it would wait for the lock.
-LOCKED = object()
+# Stands for the answer of a call that is refused because it interrupted a write in its own thread.
+REFUSED = object()
 
 
-def small_registry(loaded: bool) -> tuple[AdapterRegistry, Callable[[], bool]]:
-    """Return an adapter registry, and a function that returns whether its lock is free, which can be called once.
-
-    The function releases the last lease of a retired endpoint. A release never waits. If the lock is free, the release
-    completes the endpoint's future; otherwise the thread that holds the lock completes it later.
-    """
+def small_registry(loaded: bool) -> AdapterRegistry:
     adapters = AdapterRegistry(ModelRegistry())
     adapters.models.register(BASE)
     if loaded:
         adapters.load(CODE)
-    adapters.models.register(ModelEndpoint("probe", "probe"))
-    lease = ModelRouter(adapters.models).lease("probe")
-    gone = adapters.models.retire("probe")
-
-    def lock_is_free() -> bool:
-        lease.release()
-        return gone.done()
-
-    return adapters, lock_is_free
+    return adapters
 
 
 def in_one_registry(*calls: Callable[[AdapterRegistry], object], loaded: bool) -> tuple[list[object], object]:
     """Return the answers of calls that follow one another, and the state after them."""
-    adapters, lock_is_free = small_registry(loaded)
-    assert lock_is_free()
+    adapters = small_registry(loaded)
     return [settled(outcome(call, adapters)) for call in calls], state(adapters.models)
 
 
@@ -87,19 +73,24 @@ def interleaved(
 ) -> tuple[object, object, object] | None:
     """Run *other* before instruction number *place* of *call*. Return their answers, and the state after them.
 
-    If *call* holds the lock there, *other* is not run and its answer is ``LOCKED``.
+    If *call* is in the middle of a write there, *other* is refused and its answer is ``REFUSED``.
     Return ``None`` if *call* has fewer instructions.
     """
-    adapters, lock_is_free = small_registry(loaded)
+    adapters = small_registry(loaded)
     answers: list[object] = []
 
-    def traced(adapters: AdapterRegistry) -> object:
-        with once_at(place, lambda: answers.append(outcome(other, adapters) if lock_is_free() else LOCKED)):
+    def interrupt() -> None:
+        try:
+            answers.append(outcome(other, adapters))
+        except RuntimeError:
+            answers.append(REFUSED)
+
+    def interrupted(adapters: AdapterRegistry) -> object:
+        with once_at(place, interrupt):
             return call(adapters)
 
-    answer = outcome(traced, adapters)
+    answer = outcome(interrupted, adapters)
     if not answers:
-        assert lock_is_free()
         return None
     return settled(answer), settled(answers[0]), state(adapters.models)
 
@@ -142,7 +133,7 @@ def test_what_others_do_meanwhile_comes_before_or_after(
         if seen is None:
             assert checked > 3, "nothing was stopped"
             return
-        if seen[1] is not LOCKED:
+        if seen[1] is not REFUSED:
             assert seen in allowed, f"stopped at place {place}"
             checked += 1
     pytest.fail("the call does not end")

@@ -36,11 +36,12 @@ def test_its_text_is_given_back_unchanged() -> None:
     assert str(ModelId(text)) == ModelId(text).as_str() == ModelId(text).value == text
 
 
-def test_ids_compare_and_hash_by_their_text() -> None:
-    assert ModelId("a") == ModelId("a")
-    assert hash(ModelId("a")) == hash(ModelId("a"))
-    assert ModelId("a") != ModelId("A")
-    assert {ModelId("a"), "a"} != {"a"}
+def test_an_id_equals_its_text_and_hashes_like_it() -> None:
+    assert ModelId("a") == ModelId("a") == "a" == ModelId("a")
+    assert hash(ModelId("a")) == hash("a")
+    assert ModelId("a") not in (ModelId("A"), "A", 1, None)
+    assert (ModelId("a") != "a") is False
+    assert {ModelId("a"): 1}["a"] == {"a": 1}[ModelId("a")] == 1  # type: ignore[index]
 
 
 def test_an_id_is_shown_by_its_text() -> None:

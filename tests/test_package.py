@@ -73,50 +73,49 @@ def test_the_installed_package_depends_on_nothing() -> None:
     assert [each for each in requirements if "extra ==" not in each] == []
 
 
-def loaded_by(statement: str) -> set[str]:
-    """Return the modules that a statement loads in a fresh interpreter that has what the package is made of."""
-    code = f"""if True:
-        import sys
-        sys.path.insert(0, {str(FOLDER.parent)!r})
-        import dataclasses, enum, heapq, math, threading
-        before = set(sys.modules)
-        {statement}
-        print(*set(sys.modules) - before)
-    """
-    # Isolated and without site, which may import anything.
-    command = [sys.executable, "-I", "-S", "-c", code]
-    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-
-
-def test_importing_the_package_loads_nothing_else() -> None:
-    assert loaded_by("import bonsai_routing") == {"bonsai_routing"}
-
-
-def test_who_routes_loads_no_slow_module_and_no_addition() -> None:
-    loaded = loaded_by("from bonsai_routing import ModelEndpoint, ModelNotFoundError, ModelRegistry, ModelRouter")
-    modules = ("_checks", "_directory", "_futures", "endpoint", "errors", "leases", "model_id", "registry", "router")
-    assert loaded == {"bonsai_routing", *(f"bonsai_routing.{module}" for module in modules)}
-
-
-def test_a_module_is_found_on_the_package_without_being_imported() -> None:
-    assert loaded_by("import bonsai_routing; bonsai_routing.errors.RoutingError") == {
-        "bonsai_routing",
-        "bonsai_routing.errors",
+def private_attributes(path: Path) -> set[str]:
+    """Return the private attributes that a module reads from anything but ``self`` and ``cls``."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)]
+    return {
+        node.attr
+        for node in nodes
+        if node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
     }
 
 
-def test_the_package_lists_its_names_before_they_are_used() -> None:
-    code = "import bonsai_routing as b; assert not {*b.__all__, '__doc__'} - {*dir(b)}; assert not hasattr(b, 'models')"
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
+def test_modules_use_each_other_only_through_the_two_doors(path: Path) -> None:
+    # Only these read the directory, or write through the store.
+    readers = {"_store", "registry", "router", "adapter_registry", "openai", "suggestions"}
+    writers = {"registry", "router", "adapter_registry", "config"}
+    allowed = {"_directory"} if path.stem in readers else set()
+    allowed |= {"_store"} if path.stem in writers else set()
+    assert private_attributes(path) <= allowed
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
+def test_all_imports_stand_at_the_top_of_the_module(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = {node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))}
+    assert {node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))} == top
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    imports: dict[str, set[str]] = {}
+    for path in FOLDER.glob("*.py"):
+        nodes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+        imports[path.stem] = {
+            node.module.partition(".")[2] for node in nodes if node.module and node.module.startswith("bonsai_routing.")
+        }
+    # Remove what imports nothing that is left, until nothing is left.
+    while imports:
+        leaves = {module for module, imported in imports.items() if not imported & imports.keys()}
+        assert leaves, f"a circle among {sorted(imports)}"
+        imports = {module: imported for module, imported in imports.items() if module not in leaves}
+
+
+def test_a_module_that_has_the_name_of_a_function_does_not_hide_it() -> None:
+    code = "import bonsai_routing.suggestions; from bonsai_routing import suggestions; assert callable(suggestions)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_package_lists_its_names_and_finds_its_modules() -> None:
-    assert {*bonsai_routing.__all__, "__all__", "errors"} <= {*dir(bonsai_routing)}
-    assert bonsai_routing.__getattr__("errors") is importlib.import_module("bonsai_routing.errors")
-    assert bonsai_routing.__getattr__("RoutingError") is bonsai_routing.RoutingError
-
-
-def test_a_name_that_the_package_has_not_is_an_attribute_error_that_names_it() -> None:
-    for name in ("ModelRegister", "_directory", "typing"):
-        with pytest.raises(AttributeError, match=rf"^module 'bonsai_routing' has no attribute '{name}'$"):
-            bonsai_routing.__getattr__(name)

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from read_write_helpers import answer
 
 from bonsai_routing import (
     ContextTooLongError,
@@ -17,7 +18,6 @@ from bonsai_routing import (
     ModelRouter,
     NoModelsAvailableError,
     RegistryChange,
-    RoutingError,
 )
 
 NAMES = ["a", "b", "c", "a:x", "a:", "", "d", "e"]
@@ -57,7 +57,21 @@ class Oracle:
         return old
 
     def add_alias(self, alias: str, target: str) -> None:
-        self.aliases = [pair for pair in self.aliases if pair[0] != alias] + [(alias, target)]
+        places = [place for place, pair in enumerate(self.aliases) if pair[0] == alias]
+        if places:
+            self.aliases[places[0]] = (alias, target)
+        else:
+            self.aliases.append((alias, target))
+
+    def remove_alias(self, alias: str) -> bool:
+        count = len(self.aliases)
+        self.aliases = [pair for pair in self.aliases if pair[0] != alias]
+        return len(self.aliases) < count
+
+    def set_default(self, id: str | None) -> None:
+        if id is not None and self.at(id) is None:
+            raise ModelNotFoundError(id)
+        self.default = id
 
     def set_status(self, id: str, status: EndpointStatus) -> bool:
         old = self.at(id)
@@ -110,13 +124,6 @@ class Oracle:
         raise ContextTooLongError(str(endpoint.id), tokens, endpoint.max_context_length)
 
 
-def answer(route: object, *arguments: object) -> object:
-    try:
-        return route(*arguments)  # type: ignore[operator]
-    except RoutingError as error:
-        return type(error), error.args
-
-
 def assert_alike(router: ModelRouter, oracle: Oracle) -> None:
     registry = router.registry
     assert list(registry) == oracle.endpoints
@@ -124,6 +131,7 @@ def assert_alike(router: ModelRouter, oracle: Oracle) -> None:
     assert registry.available_endpoints() == [each for each in oracle.endpoints if each.status == "ready"]
     assert [entry.id for entry in router.models_list()] == [str(each.id) for each in registry.available_endpoints()]
     assert registry.default_endpoint() == oracle.at(oracle.default)
+    assert [*registry.aliases().items()] == oracle.aliases
     for name in NAMES:
         assert registry.resolve(name) == oracle.resolve(name)
         assert (name in registry) == (oracle.resolve(name) is not None)
@@ -137,7 +145,7 @@ def assert_alike(router: ModelRouter, oracle: Oracle) -> None:
 
 def step(chance: random.Random, registry: ModelRegistry, oracle: Oracle) -> None:
     name, other = chance.choice(NAMES), chance.choice(NAMES)
-    match chance.randrange(8):
+    match chance.randrange(11):
         case 0 | 1 | 2:
             endpoint = ModelEndpoint(
                 name,
@@ -153,6 +161,11 @@ def step(chance: random.Random, registry: ModelRegistry, oracle: Oracle) -> None
         case 4 | 5:
             registry.add_alias(name, other)
             oracle.add_alias(name, other)
+        case 6:
+            assert registry.remove_alias(name) == oracle.remove_alias(name)
+        case 7:
+            id = chance.choice([name, name, None])
+            assert answer(registry.set_default, id) == answer(oracle.set_default, id)
         case _:
             status = chance.choice(STATUSES)
             assert registry.set_status(name, status) == oracle.set_status(name, status)
@@ -168,7 +181,7 @@ def test_every_call_answers_as_the_oracle_does(seed: int) -> None:
         step(chance, aside, aside_oracle)
         match chance.randrange(40):
             case 0:
-                router = copy.deepcopy(router)
+                router = chance.choice([copy.deepcopy(router), ModelRouter(copy.copy(router.registry))])
             case 1:
                 router = pickle.loads(pickle.dumps(router))
             case 2 | 3:

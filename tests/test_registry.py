@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bonsai_routing import EndpointStatus, ModelEndpoint, ModelId, ModelRegistry, RegistryChange
+from bonsai_routing import EndpointStatus, ModelEndpoint, ModelId, ModelNotFoundError, ModelRegistry, RegistryChange
 
 
 def endpoint(id: str, **fields: object) -> ModelEndpoint:
@@ -264,6 +264,8 @@ def test_a_registry_is_shown_by_its_counts() -> None:
         (lambda registry: registry.add_alias(None, "a"), "alias"),
         (lambda registry: registry.add_alias(ModelId("x"), "a"), "alias"),
         (lambda registry: registry.add_alias("x", 1), "target"),
+        (lambda registry: registry.remove_alias(None), "alias"),
+        (lambda registry: registry.set_default(1), "id"),
         (lambda registry: registry.resolve(None), "id_or_alias"),
         (lambda registry: registry.resolve(["a"]), "id_or_alias"),
         (lambda registry: registry.set_status(1, "ready"), "id"),
@@ -312,6 +314,34 @@ def test_a_copy_of_a_users_own_kind_of_registry_is_of_that_kind() -> None:
 
 class Audited(ModelRegistry):
     __slots__ = ()
+
+
+def test_an_alias_can_be_removed() -> None:
+    registry = registry_of(A, B, x="a", b="a", dangling="nothing")
+    assert registry.aliases() == {"x": "a", "b": "a", "dangling": "nothing"}
+    assert registry.remove_alias("x") is True
+    assert registry.remove_alias("b") is True
+    assert registry.remove_alias("x") is registry.remove_alias("a") is False
+    assert registry.aliases() == {"dangling": "nothing"}
+    assert registry.resolve("x") is None
+    assert registry.resolve("a") is A
+    assert registry.resolve("b") is B
+
+
+def test_the_default_can_be_moved_and_cleared() -> None:
+    registry = registry_of(A.set_default(), B, x="b")
+    generations = registry.generation("a"), registry.generation("b")
+    registry.set_default("b")
+    assert registry.default_endpoint() is B
+    registry.set_default(ModelId("a"))
+    assert registry.default_endpoint() == A.set_default()
+    registry.set_default(None)
+    assert registry.default_endpoint() is None
+    assert (registry.generation("a"), registry.generation("b")) == generations
+    for name in ("x", "nothing"):
+        with pytest.raises(ModelNotFoundError, match=f"model '{name}' not found"):
+            registry.set_default(name)
+    assert registry.default_endpoint() is None
 
 
 def test_replacing_takes_everything_over_and_says_what_changed() -> None:

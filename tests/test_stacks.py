@@ -5,7 +5,6 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import FrozenInstanceError, replace
-from itertools import count, takewhile
 
 import pytest
 from lora_helpers import (
@@ -364,30 +363,16 @@ def test_a_base_is_named_by_text(loaded: AdapterRegistry, base: object) -> None:
 # A release while the lock is held.
 
 
-def released_at(place: int) -> bool | None:
-    """Release a stack before instruction number *place* of a call that takes the lock.
-
-    Return whether the futures of its members completed at once; ``None`` if the call has fewer instructions.
-    """
-    adapters = three_adapters()
-    lease = adapters.lease_stack("bonsai", stack_of("code", "math"))
-    ends = [adapters.unload("bonsai:code"), adapters.unload("bonsai:math")]
-    at_once: list[bool] = []
-
-    def release() -> None:
-        lease.release()
-        at_once.append(all(each.done() for each in ends))
-
-    with once_at(place, release):
-        assert adapters.get("llama:law") is LAW
-    if not at_once:
-        lease.release()
-        return None
-    assert all(each.done() for each in ends), f"stopped at place {place}"
-    return at_once[0]
-
-
-def test_a_stack_that_is_released_while_somebody_holds_the_lock_completes_the_waits() -> None:
-    at_once = [*takewhile(lambda each: each is not None, map(released_at, count()))]
-    # At some places the call held the lock, so that the futures completed later.
-    assert {*at_once} == {False, True}
+def test_a_stack_may_be_released_in_the_middle_of_a_write() -> None:
+    # A signal handler or a finalizer may do so in the writer's own thread.
+    for place in range(10_000):
+        adapters = three_adapters()
+        lease = adapters.lease_stack("bonsai", stack_of("code", "math"))
+        ends = [adapters.unload("bonsai:code"), adapters.unload("bonsai:math")]
+        with once_at(place, lease.release):
+            adapters.models.register(ModelEndpoint("other", "weights"))
+        if not all(each.done() for each in ends):
+            lease.release()
+            assert place > 100
+            return
+    pytest.fail("the call does not end")

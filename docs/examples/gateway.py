@@ -21,7 +21,8 @@ from urllib.parse import unquote
 
 from bonsai_routing import ModelEndpoint, ModelNotFoundError, ModelRouter, RoutingError
 from bonsai_routing.config import ConfigError, RoutingConfig
-from bonsai_routing.openai import error_response, model_response, models_response, suggestions
+from bonsai_routing.openai import error_response, model_response, models_response
+from bonsai_routing.suggestions import suggestions
 
 BODY_LIMIT = 1 << 20  # bytes
 LIMITS = ("max_completion_tokens", "max_tokens")

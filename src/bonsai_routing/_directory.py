@@ -1,272 +1,328 @@
-"""How a registry finds endpoints: slots, and the order of stores that lets readers go without a lock.
+"""The index behind a registry, and how a write becomes visible to readers that take no lock.
 
 Theory of operation
 -------------------
 
-A *slot* is the place that a model id names, whether or not anything is registered there.
-``Directory.names`` leads from every name, id or alias, to a slot, so a look-up is one dictionary access and one
-attribute, and storing another endpoint in a slot changes the id and all its aliases at once.
+``Tables.records`` and ``Tables.aliases`` are the reference's state: the endpoints by id, each in a *record* with the
+facts of its registration, and the target of each alias.
+The default is the alias ``None``, the name of a request that names no model.
 
-Readers take no lock.
-Writers exclude each other (the registry's lock) and order their stores so that a single one makes the whole write
-visible: ``names[alias] = ...`` in ``point`` for an alias, ``slot.endpoint = ...`` in ``flip`` for everything else.
+``Tables.names`` is an index over both.
+It holds, under each name, the record that the reference's ``resolve`` would find, and under ``LARGEST`` the ready
+record with the largest context.
+A record never changes, so a lookup is one step.
 
-- A name is entered before its slot is filled and taken out after its slot was emptied.
-  A reader that meets an empty slot asks ``aliases`` what stands behind the id.
-- The default and the largest context, which may change with a slot, are stored beforehand as ``ChangingLeaders``, which
-  read as the old ones until the slot has flipped.
-- ``slot.available`` is empty while ``slot.endpoint`` changes.
-  It only spares readers a test: who finds it empty looks at ``slot.endpoint``.
-- A reader takes two steps, from the name (or the default) to the slot and from there to the endpoint, and the way may
-  be led elsewhere in between.
-  So a slot that something has led away from is *left*: its endpoint never changes again, and a copy takes its place
-  before the next change.
+A write may change what several names map to.
+It becomes visible as a whole:
+
+1. It stores in ``before`` the present record of each name that it will change.
+2. It changes the tables, name by name.
+3. It stores an empty ``before``. This one store makes the write visible.
+
+A reader looks a name up, and then looks at ``before``.
+If ``before`` is empty, the record is right: it was visible at the lookup, or a write has made it visible since.
+If not, a write is in progress: a name in ``before`` maps to the record there, and any other name to the record found.
+A reader that needs several names as of the same moment looks at ``before`` first and last.
+Each write stores new dictionaries there, so if both looks find the same one, no write became visible in between.
+Otherwise the reader tries again. It never waits: each further attempt means that a writer has made progress.
+
+A write is described as data before it begins, and carrying it out twice does no harm.
+If an exception cuts it short, readers go on with the old state, and the next write carries it out first.
+
+``ready`` is a cache in front of the index: the endpoints that may be served, by name.
+A write removes its names before step 2, and stores the ready ones after step 3.
+So an endpoint in ``ready`` is always right, and a name that is not in ``ready`` is looked up in the index.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from heapq import heapify, heappop, heappush
+from operator import attrgetter
+from typing import TypeVar
 
-from bonsai_routing.endpoint import READY, ModelEndpoint
+from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
+from bonsai_routing.errors import ModelNotReadyError
 
-__all__ = ["Directory", "Slot"]
+__all__ = ["Aliases", "Directory", "Record", "Records"]
 
+# The name of the ready record with the largest context. Only this package has the object, so no request can name it.
+LARGEST = object()
 
-class Slot:
-    """The place that a model id names."""
+Found = TypeVar("Found")
 
-    # In memory they stand in this, the alphabetical order: what readers use is beside the object's header. With eight
-    # attributes a slot is as large as an endpoint, and the two are often neighbours in memory.
-    __slots__ = ("available", "endpoint", "entry", "generation", "id", "inbound", "order", "registered_at")
-
-    # Known once the id is registered: the rank by first registration, which no other slot of the directory has; the
-    # number of the endpoint's publication; and when that was, in whole seconds of Unix time.
-    order: int
-    generation: int
-    registered_at: int
-
-    def __init__(self, id: str) -> None:
-        self.id = id
-        self.endpoint: ModelEndpoint | None = None
-        # The same endpoint while it may be served, so that routing needs no test of its status.
-        self.available: ModelEndpoint | None = None
-        # This slot's entry in ``Directory.heap``. Any other entry of its id is out of date.
-        self.entry: Entry | None = None
-        # The names in ``Directory.aliases`` that lead here; ``None`` for none.
-        self.inbound: list[str] | None = None
+_READY = EndpointStatus.READY
 
 
-# Minus the context length, so that the largest comes first; the order, so that of equals the one registered first does;
-# the id.
-Entry = tuple[int, int, str]
+class Record:
+    """One state of one registration. A record never changes: a write replaces it."""
 
-VACANT = Slot("")
+    __slots__ = ("adapter", "declared", "endpoint", "generation", "id", "is_ready", "rank", "registered_at")
+
+    def __init__(
+        self,
+        endpoint: ModelEndpoint,
+        declared: ModelEndpoint,
+        registered_at: int,
+        generation: int,
+        rank: int,
+        adapter: object,
+    ) -> None:
+        self.id = endpoint.id.value
+        self.endpoint = endpoint
+        self.is_ready = endpoint.status is _READY
+        # The endpoint as it was registered, before any change of its status.
+        self.declared = declared
+        # In whole seconds of Unix time.
+        self.registered_at = registered_at
+        # The number of this publication. No other publication in the registry has it.
+        self.generation = generation
+        # The position in the order of first registration. No other id in the registry has it.
+        self.rank = rank
+        # The LoraAdapter that was published with the endpoint, or None.
+        self.adapter = adapter
+
+    def require_ready(self) -> None:
+        """Raise :class:`ModelNotReadyError` unless the endpoint is ready."""
+        if not self.is_ready:
+            raise ModelNotReadyError(self.id, self.endpoint.status)
+
+    def with_status(self, status: EndpointStatus) -> "Record":
+        """Return a record of the same publication whose endpoint has another status."""
+        endpoint = _with_status(self.endpoint, status)
+        return Record(endpoint, self.declared, self.registered_at, self.generation, self.rank, self.adapter)
 
 
-class Leaders:
-    """Which slot is the default (perhaps vacant), and which ready endpoint has the largest context, if any is ready."""
+# Filling the slots of a frozen instance one by one takes a fifth of the time of replace(), which checks every field
+# again. That halves the time of set_status().
+(
+    _put_id,
+    _put_display_name,
+    _put_description,
+    _put_base_model,
+    _put_adapter,
+    _put_max_context_length,
+    _put_is_default,
+    _put_status,
+) = (vars(ModelEndpoint)[each.name].__set__ for each in fields(ModelEndpoint))
 
-    __slots__ = ("default", "largest")
 
-    def __init__(self, default: Slot, largest: ModelEndpoint | None) -> None:
-        self.default = default
-        self.largest = largest
+def _with_status(endpoint: ModelEndpoint, status: EndpointStatus) -> ModelEndpoint:
+    if type(endpoint) is not ModelEndpoint:
+        return replace(endpoint, status=status)
+    changed = object.__new__(ModelEndpoint)
+    _put_id(changed, endpoint.id)
+    _put_display_name(changed, endpoint.display_name)
+    _put_description(changed, endpoint.description)
+    _put_base_model(changed, endpoint.base_model)
+    _put_adapter(changed, endpoint.adapter)
+    _put_max_context_length(changed, endpoint.max_context_length)
+    _put_is_default(changed, endpoint.is_default)
+    _put_status(changed, status)
+    return changed
 
-    def settled(self) -> "Leaders":
-        return self
+
+# What a write changes: records by id, and the targets of aliases. None removes.
+Records = Mapping[str, Record | None]
+Aliases = Mapping[str | None, str | None]
 
 
-class ChangingLeaders:
-    """The leaders during a write: the old ones until its slot has flipped, then the new ones."""
+class Tables:
+    """The contents of a directory."""
 
-    __slots__ = ("after", "before", "old", "slot")
+    __slots__ = ("aliases", "names", "records")
 
-    # Readers in a hurry find nothing here, and go the way that asks settled().
-    default = VACANT
-    largest = None
-
-    def __init__(self, slot: Slot, before: Leaders, after: Leaders) -> None:
-        self.slot = slot
-        self.old = slot.endpoint
-        self.before = before
-        self.after = after
-
-    def settled(self) -> Leaders:
-        return self.before if self.slot.endpoint is self.old else self.after
+    def __init__(self) -> None:
+        # Under each id, each alias that no id shadows, None and LARGEST. Callers may look up any object.
+        self.names: dict[object, Record] = {}
+        # By id, in the order of first registration.
+        self.records: dict[object, Record] = {}
+        # The ids that the aliases and the default map to, registered or not, in the order in which they were added.
+        # A write stores None for an alias that it removes, and takes it out at its end, so that the order stays.
+        self.aliases: dict[str | None, str | None] = {}
 
 
 class Directory:
-    """All that a registry knows. Readers use ``names``, ``slots``, ``aliases``, ``leaders`` and ``attached``."""
+    """The index of one registry. Reading needs no lock; writing needs the store's."""
 
-    __slots__ = ("aliases", "attached", "declared", "heap", "leaders", "left", "names", "slots", "steady", "targets")
+    __slots__ = ("aliases_of", "before", "before_aliases", "heap", "ready", "tables")
 
     def __init__(self) -> None:
-        # Where each name leads: ids, and the aliases that no id hides. All keys are text; they are declared as objects
-        # because readers look up what they were given, and find out what it is only when it is not there.
-        self.names: dict[object, Slot] = {}
-        # The registered ids, in the order of first registration.
-        self.slots: dict[str, Slot] = {}
-        # Where the aliases lead, the hidden ones included.
-        self.aliases: dict[str, Slot] = {}
-        # The ids that aliases lead to while nothing is registered there.
-        self.targets: dict[str, Slot] = {}
-        # The endpoints whose status was changed, by id, as they had been registered.
-        self.declared: dict[str, ModelEndpoint] = {}
-        # What was published along with an endpoint, by id.
-        self.attached: dict[str, object] = {}
-        self.leaders: Leaders | ChangingLeaders = Leaders(VACANT, None)
-        # The same for writers, who find no write under way.
-        self.steady = self.leaders
-        # The slots that a name or the default led to and does not any more, since they changed last.
-        self.left: set[Slot] = set()
-        # An entry for every ready slot. Entries that are out of date or not ready stay until they come to the top or
-        # outnumber the slots.
-        self.heap: list[Entry] = []
+        # The only reference to the tables, so that a reader gets all of the old ones or all of the new ones.
+        self.tables = Tables()
+        # Of the write in progress, the records of the names that it changes; empty if there is none.
+        self.before: dict[object, Record | None] = {}
+        # Of the same write, the targets of the aliases that it changes; means nothing while before is empty.
+        self.before_aliases: Aliases = {}
+        # The endpoints that may be served, by name.
+        self.ready: dict[object, ModelEndpoint] = {}
+        # For writers: the aliases of each id, and (-context length, rank, id) of each ready record. Both may have
+        # outdated entries, which are recognised when they are used.
+        self.aliases_of: dict[str, list[str | None]] = {}
+        self.heap: list[tuple[int, int, str]] = []
 
-    def found(self, name: str) -> tuple[Slot, ModelEndpoint | None]:
-        """Look *name* up, minding what an id hides and one write that is under way; a reader's way, without haste."""
-        slot = self.names.get(name, VACANT)
-        # Read once: it may change between two looks.
-        endpoint = slot.endpoint
-        if endpoint is None and slot is not VACANT:
-            # The id is just coming or going, and an alias may stand behind it.
-            slot = self.aliases.get(name, VACANT)
-            endpoint = slot.endpoint
-        return slot, endpoint
+    # Readers
 
-    def at(self, id: str) -> ModelEndpoint | None:
-        """Return the endpoint of an id, but not of an alias."""
-        return self.slots.get(id, VACANT).endpoint
+    def find(self, name: object) -> Record | None:
+        """Return the record that a name maps to; ``None`` if it maps to nothing."""
+        record = self.tables.names.get(name)
+        before = self.before
+        return before.get(name, record) if before else record
 
-    def leading(self) -> tuple[ModelEndpoint | None, ModelEndpoint | None]:
-        """Return the default and the ready endpoint with the largest context, as of one moment; a reader's way."""
+    def find_id(self, id: str) -> Record | None:
+        """Return the record of an id; ``None`` if it is not registered, even if an alias has that name."""
+        record = self.find(id)
+        return None if record is None or record.id != id else record
+
+    def find_all(self, *names: object) -> list[Record | None]:
+        """Return the record of each name, all as of the same moment."""
+        return self._read(lambda tables: [self.find(name) for name in names])[0]
+
+    def all_records(self) -> list[Record]:
+        """Return all records in the order of first registration, as of the same moment."""
+        # Copied in one step, so no writer changes the dictionary meanwhile.
+        records, before = self._read(lambda tables: tables.records.copy())
+        return _undo(before, records) if before else [*records.values()]
+
+    def count(self) -> int:
+        """Return the number of records, as of one moment."""
+        count, before = self._read(lambda tables: len(tables.records))
+        return len(self.all_records()) if before else count
+
+    def snapshot(self) -> tuple[list[Record], dict[str | None, str]]:
+        """Return all records, as ``all_records`` does, and the targets of all aliases, as of the same moment."""
+        (records, aliases, before_aliases), before = self._read(
+            lambda tables: (tables.records.copy(), tables.aliases.copy(), self.before_aliases)
+        )
+        if before:
+            aliases.update(before_aliases)
+        listed = _undo(before, records) if before else [*records.values()]
+        return listed, {alias: target for alias, target in aliases.items() if target is not None}
+
+    def _read(self, read: Callable[[Tables], Found]) -> tuple[Found, Mapping[object, Record | None]]:
+        """Return what *read* finds as of one moment, and ``before`` as of that moment."""
         while True:
-            leaders = self.leaders
-            settled = leaders.settled()
-            endpoint = settled.default.endpoint
-            if self.leaders is leaders:
-                return endpoint, settled.largest
+            before, tables = self.before, self.tables
+            found = read(tables)
+            if self.before is before and self.tables is tables:
+                return found, before
 
-    def admit(self, id: str, order: int) -> Slot:
-        """Return the slot of an id that is not registered, with the id's name leading to it."""
-        slot = self.targets.pop(id, None) if self.targets else None
-        if slot is None:
-            slot = Slot(id)
-        slot.order = order
-        if id in self.aliases:
-            self.left.add(self.aliases[id])
-        self.slots[id] = self.names[id] = slot
-        return slot
+    # Writers
 
-    def dismiss(self, id: str) -> None:
-        """Remove the emptied slot of *id* and its aliases, and let the name lead to the alias that the id hid."""
-        names, aliases = self.names, self.aliases
-        slot = self.slots.pop(id)
-        if self.declared:
-            self.declared.pop(id, None)
-        self.forget_entry(slot)
-        for alias in slot.inbound or ():
-            del aliases[alias]
-            if names[alias] is slot and alias != id:
-                del names[alias]
-        if id in aliases:
-            names[id] = aliases[id]
-        else:
-            del names[id]
+    def begin(self, records: Records, aliases: Aliases) -> dict[object, Record | None]:
+        """Announce a write, and return the new ``before``."""
+        present, targets = self.tables.names.get, self.tables.aliases.get
+        before: dict[object, Record | None] = {}
+        for id, record in records.items():
+            before[id] = present(id)
+            for alias in self.aliases_of.get(id, ()):
+                before[alias] = present(alias)
+            largest = present(LARGEST)
+            if (
+                largest is None
+                or largest.id == id
+                or (
+                    record is not None
+                    and record.is_ready
+                    and record.endpoint.max_context_length >= largest.endpoint.max_context_length
+                )
+            ):
+                before[LARGEST] = largest
+        before_aliases: dict[str | None, str | None] = {}
+        for alias in aliases:
+            before[alias] = present(alias)
+            before_aliases[alias] = targets(alias)
+        self.before_aliases = before_aliases
+        self.before = before
+        return before
 
-    def point(self, alias: str, target: str) -> None:
-        """Let *alias* lead to the id *target*."""
-        slot = self.slots.get(target) or self.targets.get(target)
-        if slot is None:
-            slot = self.targets[target] = Slot(target)
-        aliases = self.aliases
-        before = aliases.get(alias)
-        if before is slot:
-            return
-        if slot.inbound is None:
-            slot.inbound = [alias]
-        else:
-            slot.inbound.append(alias)
-        aliases[alias] = slot
-        if alias not in self.slots:
-            self.names[alias] = slot
-        if before is not None and before.inbound is not None:
-            before.inbound.remove(alias)
-            if before.inbound or before.id in self.slots:
-                self.left.add(before)
-            else:
-                del self.targets[before.id]
-                self.left.discard(before)
+    def update(self, before: dict[object, Record | None], records: Records, aliases: Aliases) -> None:
+        """Carry out the write that ``begin`` announced, from wherever an exception cut an earlier attempt short."""
+        tables, ready = self.tables, self.ready
+        if self.before is before:
+            names, present = tables.names, tables.records
+            for name in before:
+                ready.pop(name, None)
+            for id, record in records.items():
+                if record is None:
+                    present.pop(id, None)
+                else:
+                    if record.is_ready:
+                        self._push(record)
+                    present[id] = record
+            if aliases:
+                self._set_targets(aliases)
+            record_of = present.get
+            target_of: Callable[[object], object] = tables.aliases.get  # type: ignore[assignment]
+            for name in before:
+                # What the reference's resolve() does: the id first, then the alias.
+                found = record_of(name) or record_of(target_of(name))
+                if name is LARGEST:
+                    found = self._largest()
+                if found is not None:
+                    names[name] = found
+                else:
+                    names.pop(name, None)
+            # The write becomes visible.
+            self.before = {}
+        for name in before:
+            found = tables.names.get(name)
+            if found is not None and found.is_ready:
+                ready[name] = found.endpoint
+        for alias, target in aliases.items():
+            if target is None:
+                tables.aliases.pop(alias, None)
 
-    def renewed(self, slot: Slot) -> Slot:
-        """Put a copy in the place of a slot that was left, and return the copy."""
-        id, default = slot.id, self.steady.default
-        copy = Slot(id)
-        copy.order, copy.generation, copy.registered_at = slot.order, slot.generation, slot.registered_at
-        copy.endpoint, copy.entry, copy.inbound = slot.endpoint, slot.entry, slot.inbound
-        # In this order, and never asking what leads to the slot itself, because a signal may end this anywhere: then
-        # the next change does it all again.
-        self.names[id] = copy
-        for alias in copy.inbound or ():
-            self.aliases[alias] = copy
-            if alias not in self.slots:
-                self.names[alias] = copy
-        if default is not VACANT and default.id == id:
-            self.leaders = self.steady = Leaders(copy, self.steady.largest)
-        self.slots[id] = copy
-        self.left.remove(slot)
-        return copy
+    def replace(self, other: "Directory") -> None:
+        """Take over the contents of *other*, which is not used afterwards. May be carried out twice."""
+        self.ready = {}
+        # An exception may have left the announcement of a write that has changed nothing.
+        self.before = {}
+        self.aliases_of, self.heap = other.aliases_of, other.heap
+        # Everything becomes visible.
+        self.tables = other.tables
+        self.ready = other.ready
 
-    def forget_entry(self, slot: Slot) -> None:
-        """Let the slot's entry in the heap go out of date."""
-        slot.entry = None
-        if len(self.heap) > 2 * len(self.slots) + 16:
-            self.heap[:] = [slot.entry for slot in self.slots.values() if slot.entry is not None]
-            heapify(self.heap)
+    def _set_targets(self, aliases: Aliases) -> None:
+        targets, aliases_of = self.tables.aliases, self.aliases_of
+        for alias, target in aliases.items():
+            old = targets.get(alias)
+            if target is not None and target != old:
+                aliases_of.setdefault(target, []).append(alias)
+            targets[alias] = target
+            if old is not None and target != old:
+                others = aliases_of[old]
+                others.remove(alias)
+                if not others:
+                    del aliases_of[old]
 
-    def largest(self, slot: Slot, ready: ModelEndpoint | None) -> ModelEndpoint | None:
-        """Return the ready endpoint with the largest context once *ready* is what *slot* serves."""
-        while self.heap:
-            entry = self.heap[0]
-            top = self.slots.get(entry[2])
-            if top is not None and top.entry is entry:
-                endpoint = ready if top is slot else top.available
-                if endpoint is not None:
-                    return endpoint
-                top.entry = None
-            heappop(self.heap)
+    def _push(self, record: Record) -> None:
+        """Add the entry of a ready record to the heap, and rebuild the heap if most of its entries are outdated."""
+        heap, records = self.heap, self.tables.records
+        heappush(heap, (-record.endpoint.max_context_length, record.rank, record.id))
+        if len(heap) > 2 * len(records) + 16:
+            ready = [each for each in (*records.values(), record) if each.is_ready]
+            heap = [(-each.endpoint.max_context_length, each.rank, each.id) for each in ready]
+            heapify(heap)
+            self.heap = heap
+
+    def _largest(self) -> Record | None:
+        """Return the ready record with the largest context, and of equals the first one registered."""
+        heap, records = self.heap, self.tables.records
+        while heap:
+            size, rank, id = heap[0]
+            record = records.get(id)
+            if (
+                record is not None
+                and record.is_ready
+                and (record.rank, record.endpoint.max_context_length) == (rank, -size)
+            ):
+                return record
+            heappop(heap)
         return None
 
-    def flip(self, slot: Slot, endpoint: ModelEndpoint | None, default: bool = False) -> None:
-        """Store *endpoint* in *slot*, and change what follows from it as of the same moment.
 
-        *default* makes it the default; otherwise the default stays what it is, or is none if it was in this slot and
-        goes.
-        """
-        if self.left and slot in self.left:
-            slot = self.renewed(slot)
-        heap = self.heap
-        ready = endpoint if endpoint is not None and endpoint.status is READY else None
-        if ready is not None:
-            entry = (-ready.max_context_length, slot.order, slot.id)
-            if slot.entry != entry:
-                if slot.entry is not None:
-                    self.forget_entry(slot)
-                slot.entry = entry
-                heappush(heap, entry)
-        before = after = self.steady
-        largest = before.largest
-        if slot.endpoint is largest or (heap and heap[0] is slot.entry):
-            largest = self.largest(slot, ready)
-        leading = before.default
-        if default:
-            if leading is not slot and leading is not VACANT:
-                self.left.add(leading)
-            leading = slot
-        elif endpoint is None and leading is slot:
-            leading = VACANT
-        if largest is not before.largest or leading is not before.default:
-            after = Leaders(leading, largest)
-            self.leaders = ChangingLeaders(slot, before, after)
-        slot.available = None
-        slot.endpoint = endpoint
-        slot.available = ready
-        self.leaders = self.steady = after
+def _undo(before: Mapping[object, Record | None], records: Mapping[object, Record]) -> list[Record]:
+    """Return the records as they were before the write in progress, in the order of first registration."""
+    kept = {record.id: record for id, record in records.items() if id not in before}
+    old = {record.id: record for record in before.values() if record is not None}
+    return sorted({**kept, **old}.values(), key=attrgetter("rank"))

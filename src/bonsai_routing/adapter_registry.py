@@ -1,25 +1,21 @@
 """The LoRA adapters that are loaded into a registry: publishing, listing, and leasing them in stacks."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 
 from bonsai_routing._checks import check_name
-from bonsai_routing._futures import futures
+from bonsai_routing._directory import Record
+from bonsai_routing._store import Store
 from bonsai_routing.adapters import AdapterStack
-from bonsai_routing.endpoint import READY, EndpointStatus, ModelEndpoint, with_status
-from bonsai_routing.errors import (
-    AdapterBaseError,
-    AdapterLoadedError,
-    ModelNotFoundError,
-    ModelNotReadyError,
-    StaleGenerationError,
-)
-from bonsai_routing.leases import Lease
+from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
+from bonsai_routing.errors import AdapterBaseError, AdapterLoadedError, ModelNotFoundError, StaleGenerationError
+from bonsai_routing.leases import IdleFuture, complete, idle_future
 from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
-from bonsai_routing.router import ready
-from bonsai_routing.stacks import StackLease, StackMember
+from bonsai_routing.stacks import StackLease, lease_stack
 
 __all__ = ["AdapterRegistry"]
 
@@ -30,7 +26,7 @@ class AdapterRegistry:
     The object has no state of its own: *models* stores each adapter beside its endpoint.
     When the endpoint is unregistered or replaced, by any means, *models* drops the adapter as well.
     Several adapter registries of the same *models* always agree.
-    Threads may share an adapter registry, and each method takes the registry's lock for a moment.
+    Threads may share an adapter registry. Reading takes no lock.
 
     >>> models = ModelRegistry()
     >>> models.register(ModelEndpoint("bonsai-8b", "qwen3-8b"))
@@ -57,16 +53,12 @@ class AdapterRegistry:
         ``check_base=False`` skips the comparison of the weights.
         """
         _check_adapter(adapter)
-        with self._locked() as models:
-            endpoint = self._endpoint(adapter, check_base)
-            if models._generation(adapter.id.value) is not None:
-                raise AdapterLoadedError(adapter.id.value)
-            models._publish(endpoint, attached=adapter)
-        return endpoint
+        store = self.models._store
+        return store.run(_load, store, adapter, check_base)
 
     def swap(
         self, adapter: LoraAdapter, *, expect: int | None = None, check_base: bool = True
-    ) -> "futures.Future[ModelEndpoint | None]":
+    ) -> Future[ModelEndpoint | None]:
         """Load an adapter, or replace the endpoint that has its id, and return the future of the replaced endpoint.
 
         The future completes with the replaced endpoint when the last lease of this endpoint has ended.
@@ -76,27 +68,21 @@ class AdapterRegistry:
         changes nothing.
         """
         _check_adapter(adapter)
-        future: futures.Future[ModelEndpoint | None] = futures.Future()
-        with self._locked() as models:
-            endpoint = self._endpoint(adapter, check_base)
-            if expect is not None:
-                self._expect(adapter.id, expect)
-            models._publish(endpoint, future, attached=adapter)
+        future = idle_future()
+        store = self.models._store
+        store.run(_swap, store, adapter, expect, check_base, future)
         return future
 
-    def unload(self, id: ModelId | str) -> "futures.Future[ModelEndpoint | None]":
+    def unload(self, id: ModelId | str) -> Future[ModelEndpoint | None]:
         """Remove the adapter of that id with its endpoint, and return the future of the removed endpoint.
 
         The future completes with the endpoint when the last lease of the endpoint has ended.
         If no adapter has that id, nothing is removed and the future has completed with ``None``.
         """
         key = check_name("id", id)
-        future: futures.Future[ModelEndpoint | None] = futures.Future()
-        with self._locked() as models:
-            if key in _adapters(models):
-                models._remove(key, future)
-            else:
-                future.set_result(None)
+        future = idle_future()
+        store = self.models._store
+        store.run(_unload, store, key, future)
         return future
 
     @contextmanager
@@ -113,32 +99,20 @@ class AdapterRegistry:
         An exception of the block is not caught.
         """
         _check_adapter(adapter)
-        id = adapter.id
-        with self._locked() as models:
-            endpoint = self._endpoint(adapter, check_base)
-            loading = with_status(endpoint, EndpointStatus.LOADING)
-            present = models._directory.at(id.value)
-            serving = present is not None and present.status is READY
-            known = models._generation(id.value) if serving else models._publish(loading, attached=adapter)
+        store = self.models._store
+        loading, known, serving = store.run(_begin_loading, store, adapter, check_base)
         try:
             yield loading
         except BaseException:
-            with self._locked() as models:
-                if not serving and models._generation(id.value) == known:
-                    models._set_status(id.value, EndpointStatus.ERROR)
+            if not serving:
+                store.run(_fail_loading, store, adapter, known)
             raise
-        with self._locked() as models:
-            self._expect(id, known)
-            if serving:
-                models._publish(self._endpoint(adapter, check_base), attached=adapter)
-            else:
-                models._set_status(id.value, EndpointStatus.READY)
+        store.run(_end_loading, store, adapter, check_base, known, serving)
 
     def get(self, id: ModelId | str) -> LoraAdapter | None:
         """Return the adapter whose endpoint has that id; ``None`` if there is none."""
-        key = check_name("id", id)
-        with self._locked() as models:
-            return _adapters(models).get(key)
+        record = self.models._directory.find_id(check_name("id", id))
+        return None if record is None else _adapter(record)
 
     def of(self, base: ModelId | str) -> list[LoraAdapter]:
         """Return the adapters on the base endpoint of that id."""
@@ -146,9 +120,8 @@ class AdapterRegistry:
         return [adapter for adapter in self if adapter.base_model == key]
 
     def __iter__(self) -> Iterator[LoraAdapter]:
-        with self._locked() as models:
-            adapters = list(_adapters(models).values())
-        return iter(adapters)
+        adapters = map(_adapter, self.models._directory.all_records())
+        return iter([adapter for adapter in adapters if adapter is not None])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -170,86 +143,96 @@ class AdapterRegistry:
         requested = check_name("base", base)
         if not isinstance(stack, AdapterStack):
             raise TypeError(f"stack must be an AdapterStack, not {stack!r}")
-        refs = list(stack.adapters)
-        with self._locked() as models:
-            endpoint = models.resolve(requested)
-            if endpoint is None:
-                raise ModelNotFoundError(requested)
-            if endpoint.adapter is not None:
-                raise AdapterBaseError(endpoint.id.value, requested, "it is an adapter's endpoint, not a base")
-            # Check everything before the first lease, so that an error leaves nothing leased.
-            ready(endpoint)
-            adapters = [self._member(endpoint.id.value, ref.name) for ref in refs]
-            slots = [models._directory.slots[str(id)] for id in (endpoint.id, *(each.id for each in adapters))]
-            leases = [
-                Lease(slot.endpoint, slot.id, slot.generation, models._ledger)
-                for slot in slots
-                if slot.endpoint is not None
-            ]
-        members = tuple(
-            StackMember(adapter, ref.weight, lease.generation)
-            for adapter, ref, lease in zip(adapters, refs, leases[1:], strict=True)
+        store = self.models._store
+        return store.run(lease_stack, store, requested, list(stack.adapters))
+
+
+# These functions need the store's lock.
+
+
+def _load(store: Store, adapter: LoraAdapter, check_base: bool) -> ModelEndpoint:
+    endpoint = _endpoint(store, adapter, check_base)
+    if _generation(store, adapter) is not None:
+        raise AdapterLoadedError(adapter.id.value)
+    return store.publish(endpoint, adapter).endpoint
+
+
+def _swap(store: Store, adapter: LoraAdapter, expect: int | None, check_base: bool, future: IdleFuture) -> None:
+    endpoint = _endpoint(store, adapter, check_base)
+    if expect is not None:
+        _expect(store, adapter, expect)
+    store.publish(endpoint, adapter, future)
+
+
+def _unload(store: Store, id: str, future: IdleFuture) -> None:
+    record = store.directory.find_id(id)
+    if record is not None and _adapter(record) is not None:
+        store.remove(id, future)
+    else:
+        complete(future, None)
+
+
+def _begin_loading(store: Store, adapter: LoraAdapter, check_base: bool) -> tuple[ModelEndpoint, int, bool]:
+    """Return the loading endpoint, the generation to expect at the end, and whether a ready endpoint keeps serving."""
+    loading = replace(_endpoint(store, adapter, check_base), status=EndpointStatus.LOADING)
+    present = store.directory.find_id(adapter.id.value)
+    if present is not None and present.is_ready:
+        return loading, present.generation, True
+    return loading, store.publish(loading, adapter).generation, False
+
+
+def _fail_loading(store: Store, adapter: LoraAdapter, known: int) -> None:
+    if _generation(store, adapter) == known:
+        store.set_status(adapter.id.value, EndpointStatus.ERROR)
+
+
+def _end_loading(store: Store, adapter: LoraAdapter, check_base: bool, known: int, serving: bool) -> None:
+    _expect(store, adapter, known)
+    if serving:
+        store.publish(_endpoint(store, adapter, check_base), adapter)
+    else:
+        store.set_status(adapter.id.value, EndpointStatus.READY)
+
+
+def _generation(store: Store, adapter: LoraAdapter) -> int | None:
+    record = store.directory.find_id(adapter.id.value)
+    return None if record is None else record.generation
+
+
+def _expect(store: Store, adapter: LoraAdapter, generation: int) -> None:
+    """Raise :class:`StaleGenerationError` when *generation* is not the current generation of the adapter's id."""
+    present = _generation(store, adapter)
+    if present != generation:
+        raise StaleGenerationError(adapter.id.value, generation, present)
+
+
+def _endpoint(store: Store, adapter: LoraAdapter, check_base: bool) -> ModelEndpoint:
+    """Return the endpoint of *adapter* on its base. Raise an error when the base is missing or does not fit."""
+    record = store.directory.find_id(adapter.base_model)
+    if record is None:
+        raise ModelNotFoundError(adapter.base_model)
+    base = record.endpoint
+    limit = base.max_context_length if adapter.max_context_length is None else adapter.max_context_length
+    if base.adapter is not None:
+        rule = "that is an adapter's endpoint, not a base"
+    elif limit > base.max_context_length:
+        rule = f"its context of {limit} tokens is longer than the base's {base.max_context_length}"
+    elif check_base and not _are_the_same_weights(adapter.trained_on, base.base_model):
+        rule = f"it was trained on '{adapter.trained_on}', and the base serves '{base.base_model}'"
+    else:
+        return ModelEndpoint(
+            adapter.id,
+            base.base_model,
+            description=adapter.description,
+            adapter=adapter.name,
+            max_context_length=limit,
         )
-        return StackLease(leases, members, self.models._ledger)
-
-    @contextmanager
-    def _locked(self) -> Iterator[ModelRegistry]:
-        """Hold the registry's lock during the block, so that the block reads and writes in one step."""
-        ledger = self.models._ledger
-        try:
-            with ledger.lock:
-                yield self.models
-        finally:
-            ledger.settle()
-
-    def _endpoint(self, adapter: LoraAdapter, check_base: bool) -> ModelEndpoint:
-        """Return the endpoint of *adapter* on its base. Raise an error when the base is missing or does not fit."""
-        base = self.models._directory.at(adapter.base_model)
-        if base is None:
-            raise ModelNotFoundError(adapter.base_model)
-        limit = base.max_context_length if adapter.max_context_length is None else adapter.max_context_length
-        if base.adapter is not None:
-            rule = "that is an adapter's endpoint, not a base"
-        elif limit > base.max_context_length:
-            rule = f"its context of {limit} tokens is longer than the base's {base.max_context_length}"
-        elif check_base and not _are_the_same_weights(adapter.trained_on, base.base_model):
-            rule = f"it was trained on '{adapter.trained_on}', and the base serves '{base.base_model}'"
-        else:
-            return ModelEndpoint(
-                adapter.id,
-                base.base_model,
-                description=adapter.description,
-                adapter=adapter.name,
-                max_context_length=limit,
-            )
-        raise AdapterBaseError(adapter.name, adapter.base_model, rule)
-
-    def _member(self, base: str, name: str) -> LoraAdapter:
-        """Return the ready adapter on *base* with that name or id. Raise an error when there is none."""
-        adapters = _adapters(self.models)
-        adapter = adapters.get(f"{base}:{name}") or adapters.get(name)
-        if adapter is None:
-            adapter = next((each for each in adapters.values() if each.name == name), None)
-        if adapter is None:
-            raise ModelNotFoundError(name if name.startswith(f"{base}:") else f"{base}:{name}")
-        if adapter.base_model != base:
-            raise AdapterBaseError(name, base, f"it is loaded on '{adapter.base_model}'")
-        endpoint = self.models._directory.at(adapter.id.value)
-        if endpoint is not None and endpoint.status is not READY:
-            raise ModelNotReadyError(adapter.id.value, endpoint.status)
-        return adapter
-
-    def _expect(self, id: ModelId, generation: int | None) -> None:
-        """Raise :class:`StaleGenerationError` when *generation* is not the current generation of the id."""
-        present = self.models._generation(id.value)
-        if present != generation:
-            raise StaleGenerationError(id.value, generation, present)
+    raise AdapterBaseError(adapter.name, adapter.base_model, rule)
 
 
-def _adapters(models: ModelRegistry) -> dict[str, LoraAdapter]:
-    """Return the adapters of a registry by id, in the order of loading."""
-    # Only adapters are ever attached to endpoints.
-    return models._directory.attached  # type: ignore[return-value]
+def _adapter(record: Record) -> LoraAdapter | None:
+    """Return the adapter that was published with an endpoint; ``None`` if there is none."""
+    return record.adapter if isinstance(record.adapter, LoraAdapter) else None
 
 
 def _check_adapter(adapter: LoraAdapter) -> None:

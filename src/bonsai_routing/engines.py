@@ -5,6 +5,7 @@ A stack asks for the sum of its adapters' deltas, each times its weight; each fu
 An adapter that is in a stack twice counts once, with the sum of its weights.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from bonsai_routing._checks import check_name, is_finite
@@ -198,9 +199,6 @@ def vllm_lora_modules(adapters: Iterable[LoraAdapter], *, base_model_name: bool 
     >>> vllm_lora_modules([LoraAdapter("code", "bonsai-8b", "adapters/code,v2")])
     ['{"name": "bonsai-8b:code", "path": "adapters/code,v2"}']
     """
-    # Imported here because most who import the package never call this.
-    import json
-
     arguments: list[str] = []
     for adapter in _adapters(adapters):
         argument = f"{adapter.id}={adapter.source}"
@@ -340,8 +338,6 @@ def _module(argument: str) -> tuple[str, str, str | None]:
     if "=" in argument and "," not in argument:
         left, _, right = argument.partition("=")
         return left, right, None
-    import json
-
     values: object = None
     cause = None
     try:

@@ -1,26 +1,33 @@
-"""Leases: which endpoints are in use, and the wait for the last use of one that was replaced or removed.
+"""Leases: which endpoints are in use, and when the last use of a replaced or removed endpoint has ended.
 
 Theory of operation
 -------------------
 
 A registry gives every endpoint that it publishes a *generation*, a number that it never uses again.
-The ledger counts leases by generation, so it does not matter what has become of the endpoint meanwhile.
-A generation that leaves the registry while it is leased *drains*: its last release completes its future, if any.
+The ledger counts leases by generation, so a lease stays counted whatever happens to the endpoint meanwhile.
+A generation that leaves the registry while it is leased *drains*; when its last lease ends, it is *idle*, and its
+future is completed.
 
-Releasing never waits, because it may happen anywhere: in another thread, in a signal handler, or in a finalizer that
-the garbage collector runs while this very thread holds the lock.
-So it is counted down at once only if the lock is free.
-Otherwise the lease is put into ``returned``, where the holder of the lock looks after letting go.
+A lease is added with the store's lock held, and only to a generation that is in the registry.
+So the leases of a generation that drains can only become fewer, and "drains and has no lease" is final.
+That is why a release needs no lock: it removes its lease in one step, then looks whether the generation drains, and
+then whether leases are left.
+A write does the same the other way round: it notes that the generation drains, and then looks whether leases are left.
+One of the two comes second and sees that the generation is idle; if both do, the future is completed once.
+
+Releasing may therefore happen anywhere: in another thread, in a signal handler, or in a finalizer that the garbage
+collector runs while this very thread holds the lock.
 """
 
 import warnings
-from collections import deque
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, get_ident
 from time import monotonic
 from types import TracebackType
 
-from bonsai_routing._futures import futures
+from bonsai_routing._directory import Record
 from bonsai_routing.endpoint import ModelEndpoint
 from bonsai_routing.model_id import ModelId
 
@@ -30,42 +37,41 @@ __all__ = ["DrainingEndpoint", "Lease"]
 class Lease:
     """One use of an endpoint, from :meth:`ModelRouter.lease` until :meth:`release` or the end of its ``with`` block.
 
-    ``endpoint`` is what was leased, as it was then, and ``requested`` the name by which it was requested, ``None`` for
-    the default.
+    ``endpoint`` is the endpoint as it was when it was leased.
+    ``requested`` is the name that was requested, ``None`` for the default.
     ``generation`` is the number of the endpoint's publication.
-    No other endpoint ever has it in this registry, not even a later one of the same id; a change of status keeps it.
-    So it is what a cache of weights or prefixes should be keyed by.
+    No other publication in this registry has it, not even a later one of the same id; a change of status keeps it.
+    So it is a good key for a cache of weights or prefixes.
 
     A lease may be released in any thread.
-    One that is dropped without being released is released when it is collected, with a ``ResourceWarning``.
+    A lease that is dropped without being released is released when it is garbage-collected, with a ``ResourceWarning``.
     """
 
-    __slots__ = ("_ledger", "endpoint", "generation", "requested")
+    __slots__ = ("_held", "_ledger", "endpoint", "generation", "requested")
 
-    def __init__(
-        self, endpoint: ModelEndpoint, requested: ModelId | str | None, generation: int, ledger: "Ledger"
-    ) -> None:
-        # Counted from the start; the ledger's lock must be held.
-        ledger.leases[generation] = ledger.leases.get(generation, 0) + 1
-        self.endpoint: ModelEndpoint = endpoint
+    def __init__(self, record: Record, requested: ModelId | str | None, ledger: "Ledger", thread: int) -> None:
+        self.endpoint: ModelEndpoint = record.endpoint
+        self.generation: int = record.generation
         self.requested: ModelId | str | None = requested
-        self.generation: int = generation
-        # Who counts this lease; None once it has been counted down.
-        self._ledger: Ledger | None = ledger
+        self._ledger = ledger
+        # The leases of this generation; None after the release.
+        self._held: dict[int, int] | None = ledger.held.setdefault(record.generation, {})
+        # The lease counts from here on.
+        self._held[id(self)] = thread
 
     def release(self) -> None:
         """End the use of the endpoint. Releasing again does nothing. Never waits."""
-        ledger = self._ledger
-        if ledger is not None:
-            if ledger.lock.acquire(False):
-                try:
-                    ledger.end(self)
-                finally:
-                    ledger.lock.release()
-            else:
-                ledger.returned.append(self)
-            if ledger.returned or ledger.idle:
-                ledger.settle()
+        held, ledger = self._held, self._ledger
+        if held is not None:
+            if ledger.drains:
+                # If an exception cuts this call short, the next one sees to the generation.
+                ledger.ending.add(self.generation)
+            held.pop(id(self), None)
+            if ledger.drains:
+                ledger.end(self.generation)
+            self._held = None
+        if ledger.ending:
+            ledger.settle()
 
     def __enter__(self) -> "Lease":
         return self
@@ -76,13 +82,18 @@ class Lease:
         self.release()
 
     def __del__(self) -> None:
-        if self._ledger is not None:
+        try:
+            held = self._held
+        except AttributeError:
+            # An exception ended __init__ before the lease was counted.
+            return
+        if held is not None:
             self.release()
             message = f"a lease of '{self.endpoint.id}' was dropped without being released"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
-        state = "released" if self._ledger is None else "held"
+        state = "released" if self._held is None else "held"
         return f"<Lease of '{self.endpoint.id}' generation={self.generation} {state}>"
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -93,7 +104,7 @@ class Lease:
 class DrainingEndpoint:
     """An endpoint that was replaced or removed and is still leased.
 
-    ``leases`` is how many leases of it are held, and ``seconds`` how long ago it was replaced or removed.
+    ``leases`` is the number of leases held on it, and ``seconds`` the time since it was replaced or removed.
     """
 
     endpoint: ModelEndpoint
@@ -102,103 +113,151 @@ class DrainingEndpoint:
     seconds: float
 
 
-class _Drain:
-    """A generation that has left the registry, and the future that waits for its last lease, if any does."""
+IdleFuture = Future[ModelEndpoint | None]
 
-    __slots__ = ("endpoint", "future", "since")
 
-    def __init__(self, endpoint: ModelEndpoint, future: "futures.Future[ModelEndpoint | None] | None") -> None:
-        self.endpoint = endpoint
+def idle_future() -> IdleFuture:
+    """Return a future that cannot be cancelled, so that its callbacks run when an endpoint is idle and never before."""
+    future: IdleFuture = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def complete(future: IdleFuture | None, endpoint: ModelEndpoint | None) -> None:
+    """Complete a future, unless there is none or it is done."""
+    if future is not None and not future.done():
+        # Another thread may complete it at the same time.
+        with suppress(InvalidStateError):
+            future.set_result(endpoint)
+
+
+class Drain:
+    """A generation that has left the registry while it was leased, and the future that waits for its last lease."""
+
+    __slots__ = ("endpoint", "future", "generation", "since")
+
+    def __init__(self, record: Record, future: IdleFuture | None) -> None:
+        self.endpoint = record.endpoint
+        self.generation = record.generation
         self.future = future
         self.since = monotonic()
 
 
 class Ledger:
-    """Counts the leases of one registry, and owns the registry's lock."""
+    """The leases of one registry by generation, and the generations that drain.
 
-    __slots__ = ("_drains", "idle", "leases", "lock", "returned")
+    An exception may cut any method short: calling it again carries it out.
+    """
+
+    __slots__ = ("drains", "ending", "held", "idle", "settling")
 
     def __init__(self) -> None:
-        # Protects the registry's directory against a second writer, and everything below but ``returned``. It is held
-        # while an endpoint is found and counted, which makes the two one step. No code of a user's runs under it.
-        self.lock: Lock = Lock()
-        # How many leases of a generation are held, where any is.
-        self.leases: dict[int, int] = {}
-        # Released leases that are not counted down yet. Anybody may append; only who holds the lock takes out.
-        self.returned: deque[Lease] = deque()
-        # The generations that are gone and still leased.
-        self._drains: dict[int, _Drain] = {}
-        # Those whose last lease has ended, until the lock is let go.
-        self.idle: list[_Drain] = []
+        # The leases of each generation that has been leased: the thread that took a lease, by the lease's id().
+        self.held: dict[int, dict[int, int]] = {}
+        # The generations that are gone and still leased, oldest first.
+        self.drains: dict[int, Drain] = {}
+        # The generations to look at: a lease of them is about to end or has ended, or their future is not done yet.
+        self.ending: set[int] = set()
+        # The generations whose last lease has ended, until their futures are done.
+        self.idle: dict[int, Drain] = {}
+        # For each thread that is completing futures, a lock that it holds meanwhile.
+        self.settling: dict[int, Lock] = {}
 
-    def settle(self) -> None:
-        """Count down what was returned, and complete what waited for it.
+    def leave(self, record: Record, future: IdleFuture | None) -> None:
+        """Start draining a generation that leaves the registry; if it is not leased, complete *future* at once.
 
-        Everybody who held the lock does this next; if somebody else holds it by then, that one will.
+        Needs the store's lock. No other code has *future* yet, so it has no callbacks that could run here.
         """
-        while (self.returned or self.idle) and self.lock.acquire(False):
-            try:
-                self._count_down()
-                idle, self.idle = self.idle, []
-            finally:
-                self.lock.release()
-            if idle:
-                _complete(idle)
+        generation = record.generation
+        if generation in self.held:
+            self.drains.setdefault(generation, Drain(record, future))
+            if self.held.get(generation):
+                return
+            self.drains.pop(generation, None)
+            self.held.pop(generation, None)
+        complete(future, record.endpoint)
 
-    def in_flight(self, generation: int) -> int:
-        """Return how many leases of a generation are held. The lock must be held."""
-        self._count_down()
-        return self.leases.get(generation, 0)
-
-    def leave(
-        self,
-        generation: int,
-        endpoint: ModelEndpoint,
-        future: "futures.Future[ModelEndpoint | None] | None" = None,
-    ) -> None:
-        """Let a generation drain that leaves the registry. The lock must be held."""
-        # What was returned and is not counted down yet will be when the lock is let go.
-        if generation in self.leases:
-            self._drains[generation] = _Drain(endpoint, future)
-        elif future is not None:
-            # Nobody else has this future yet, so it has no callbacks that could run here.
-            future.set_result(endpoint)
+    def in_flight(self, generation: int | None) -> int:
+        """Return the number of leases held on a generation; 0 for ``None``."""
+        return 0 if generation is None else len(self.held.get(generation, ()))
 
     def draining(self) -> list[DrainingEndpoint]:
-        """Return what is gone and still leased, in the order in which it went. The lock must be held."""
-        self._count_down()
+        """Return the generations that are gone and still leased, oldest first."""
         now = monotonic()
-        return [
-            DrainingEndpoint(drain.endpoint, generation, self.leases[generation], now - drain.since)
-            for generation, drain in self._drains.items()
+        found = [
+            DrainingEndpoint(drain.endpoint, drain.generation, self.in_flight(drain.generation), now - drain.since)
+            # Copied in one step, so no other thread changes the dictionary meanwhile.
+            for drain in [*self.drains.values()]
         ]
+        return [each for each in found if each.leases]
 
-    def end(self, lease: Lease) -> None:
-        """Count a lease down, unless that has been done. The lock must be held."""
-        if lease._ledger is not None:
-            lease._ledger = None
-            generation = lease.generation
-            left = self.leases[generation] - 1
-            if left:
-                self.leases[generation] = left
-            else:
-                del self.leases[generation]
-                if generation in self._drains:
-                    self.idle.append(self._drains.pop(generation))
+    def end(self, generation: int) -> None:
+        """Note that a lease has ended: if its generation drains and has no lease left, it is idle now."""
+        drain = self.drains.get(generation)
+        # In this order: once the generation drains, no lease is added.
+        if drain is not None and not self.held.get(generation):
+            self.ending.add(generation)
+            self.idle[generation] = drain
+            self.drains.pop(generation, None)
+            self.held.pop(generation, None)
+        elif generation not in self.idle:
+            self.ending.discard(generation)
 
-    def _count_down(self) -> None:
-        while self.returned:
-            self.end(self.returned.popleft())
+    def settle(self) -> None:
+        """Complete the futures of all idle generations, which runs their callbacks.
+
+        A callback may end the last lease of another generation. That call of this method returns at once, and the outer
+        one goes on, so a chain of callbacks of any length needs no deeper stack.
+        An exception that gets out of a callback is raised again when the other futures are done.
+        """
+        thread = get_ident()
+        lock = self.settling.setdefault(thread, Lock())
+        if lock.locked():
+            return
+        failure: BaseException | None = None
+        while self.ending:
+            for generation in self.ending.copy():
+                self.end(generation)
+            with lock:
+                failure = self._complete_all() or failure
+        self.settling.pop(thread, None)
+        if failure is not None:
+            raise failure
+
+    def _complete_all(self) -> BaseException | None:
+        """Complete the futures of the generations that are idle now, and return the last exception of a callback."""
+        failure: BaseException | None = None
+        for generation, drain in self.idle.copy().items():
+            try:
+                _require_stack(_STACK)
+                complete(drain.future, drain.endpoint)
+            except (MemoryError, RecursionError):
+                raise
+            except BaseException as error:
+                failure = error
+            # An entry stays until its future is done.
+            if drain.future is None or drain.future.done():  # pragma: no branch
+                self.idle.pop(generation, None)
+                self.ending.discard(generation)
+        return failure
+
+    def keep_leases_of(self, thread: int) -> None:  # pragma: no cover -- runs in forked children alone
+        """Forget the leases of all other threads, and every generation that drains for no other lease."""
+        for held in self.held.values():
+            for lease, owner in [*held.items()]:
+                if owner != thread:
+                    del held[lease]
+        self.drains = {generation: drain for generation, drain in self.drains.items() if self.held.get(generation)}
+        self.ending = set()
+        self.idle = {}
+        self.settling = {}
 
 
-def _complete(drains: list[_Drain]) -> None:
-    """Complete the futures that wait for *drains*, all of them, even if a callback stops the program."""
-    failure: BaseException | None = None
-    for drain in drains:
-        try:
-            if drain.future is not None and drain.future.set_running_or_notify_cancel():
-                drain.future.set_result(drain.endpoint)
-        except BaseException as error:
-            failure = error
-    if failure is not None:
-        raise failure
+# More calls than completing a future takes, up to the first call of a callback.
+_STACK = 30
+
+
+def _require_stack(calls: int) -> None:
+    """Raise ``RecursionError`` now rather than when a future is done and its callbacks have not been called."""
+    if calls:
+        _require_stack(calls - 1)

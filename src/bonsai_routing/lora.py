@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field
 
 from bonsai_routing._checks import check_name, check_tokens, is_finite, is_rank
+from bonsai_routing._peft import PeftConfig
 from bonsai_routing.model_id import ModelId
 
 __all__ = ["LoraAdapter"]
@@ -68,9 +69,6 @@ class LoraAdapter:
         Its ``scaling`` is ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` for a rank-stabilised adapter, as in PEFT.
         Raises :class:`AdapterConfigError` when the file is missing, malformed, or does not describe a LoRA adapter.
         """
-        # Imported here so that importing this module does not load json.
-        from bonsai_routing._peft import PeftConfig
-
         directory = os.fspath(directory)
         config = PeftConfig(os.path.join(directory, "adapter_config.json"))
         config.require_lora()

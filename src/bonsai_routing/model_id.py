@@ -5,15 +5,19 @@ from dataclasses import dataclass
 __all__ = ["ModelId"]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ModelId:
     """The name of a served model: ``base`` or ``base:adapter``.
 
-    Any text is a valid id, the empty one included.
+    Any text is a valid id, the empty text included.
+    An id equals its text and hashes like it, so either finds an entry of a dictionary that the other is a key of.
+    Where only a ``str`` will do, such as in JSON, use ``str(id)``.
     Raises ``TypeError`` when *value* is not a ``str``.
 
     >>> ModelId("bonsai-8b:code").adapter_name()
     'code'
+    >>> ModelId("bonsai-8b") == "bonsai-8b"
+    True
     """
 
     value: str
@@ -27,6 +31,16 @@ class ModelId:
 
     def __repr__(self) -> str:
         return f"ModelId({self.value!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ModelId):
+            return self.value == other.value
+        if isinstance(other, str):
+            return self.value == other
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.value)
 
     def as_str(self) -> str:
         """Return the id as text."""

@@ -1,0 +1,215 @@
+"""Takes a mapping apart and notes every problem.
+
+:class:`ConfigReader` checks each value by itself. ``_config_conflicts.py`` checks whether the values fit together.
+"""
+
+import difflib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from bonsai_routing.endpoint import ModelEndpoint
+from bonsai_routing.lora import LoraAdapter
+
+__all__ = ["ConfigReader", "DuplicateKeys", "key_path", "repeated"]
+
+KEYS = ("schema", "default", "endpoints", "adapters", "aliases")
+ENDPOINT_KEYS = ("id", "base_model", "display_name", "description", "adapter", "max_context_length", "status")
+ADAPTER_KEYS = ("name", "base_model", "source", "rank", "scaling", "description", "max_context_length", "trained_on")
+
+# Problems show at most this many characters of a value, or of an error message that quotes a value.
+_MAX_SHOWN = 200
+
+
+class DuplicateKeys(dict[str, object]):
+    """A JSON object that gives a key more than once. The last value of each key wins, as in ``json``."""
+
+    def __init__(self, pairs: Iterable[tuple[str, object]]) -> None:
+        pairs = list(pairs)
+        super().__init__(pairs)
+        self.duplicates = repeated(key for key, _ in pairs)
+
+
+class ConfigReader:
+    """Reads the tables of a mapping, and leaves out what is wrong so that each mistake is reported once.
+
+    ``problems`` holds a line of text for each problem.
+    ``invalid_ids`` holds the ids of the endpoints that have a problem.
+    A relative ``peft`` is relative to *directory*.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.problems: list[str] = []
+        self.invalid_ids: set[str] = set()
+
+    def add_problem(self, path: str, rule: str) -> None:
+        """Note that the value at *path* breaks *rule*."""
+        self.problems.append(f"{path} {rule}")
+
+    def table(
+        self, path: str, value: object, keys: Collection[str], required: Collection[str] = ()
+    ) -> dict[str, object]:
+        """Return the items of a table whose keys are in *keys*. Note unknown keys and missing keys.
+
+        If *value* is not a table, return an empty dictionary.
+        """
+        if not isinstance(value, Mapping):
+            self.add_problem(path or "the configuration", f"must be a table, not {_short_repr(value)}")
+            return {}
+        self.check_keys(path, value)
+        for key in value:
+            if isinstance(key, str) and key not in keys:
+                self.add_problem(key_path(path, key), f"is not a known key; {_suggest_key(key, keys)}")
+        for key in required:
+            if key not in value:
+                self.add_problem(key_path(path, key), "is missing")
+        return {key: item for key, item in value.items() if key in keys}
+
+    def check_keys(self, path: str, table: Mapping[object, object]) -> None:
+        """Note the keys of a table that are not text, and the keys that are given twice."""
+        for key in table:
+            if not isinstance(key, str):
+                self.add_problem(path or "the configuration", f"must have text for keys, not {_short_repr(key)}")
+        if isinstance(table, DuplicateKeys):
+            for key in table.duplicates:
+                self.add_problem(key_path(path, key), "is given twice")
+
+    def array(self, key: str, top: Mapping[str, object]) -> list[tuple[str, object]]:
+        """Return the path and the value of each item of an array."""
+        value = top.get(key, ())
+        if not isinstance(value, (list, tuple)):
+            self.add_problem(key, f"must be an array of tables, in TOML [[{key}]], not {_short_repr(value)}")
+            return []
+        return [(f"{key}[{index}]", item) for index, item in enumerate(value)]
+
+    def schema(self, top: Mapping[str, object]) -> None:
+        """Check the version of the configuration's rules."""
+        value = top.get("schema", 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value != 1:
+            self.add_problem("schema", f"must be 1, not {_short_repr(value)}")
+
+    def endpoint(self, path: str, value: object) -> ModelEndpoint | None:
+        """Return an endpoint with the valid fields of a table, or ``None`` if the id is invalid."""
+        before = len(self.problems)
+        table = self.table(path, value, ENDPOINT_KEYS, required=("id", "base_model"))
+        placeholder = {"id": "", "base_model": ""}
+        fields = self.valid_fields(path, table, ModelEndpoint, placeholder)
+        if "id" not in fields:
+            return None
+        endpoint = ModelEndpoint(**{**placeholder, **fields})  # type: ignore[arg-type]
+        if len(self.problems) > before:
+            self.invalid_ids.add(endpoint.id.value)
+        return endpoint
+
+    def adapter(self, path: str, value: object) -> LoraAdapter | None:
+        """Return an adapter with the valid fields of a table, or ``None`` if the name or the base model is invalid."""
+        from_peft = isinstance(value, Mapping) and "peft" in value
+        required = ("base_model",) if from_peft else ("name", "base_model", "source")
+        table = self.table(path, value, (*ADAPTER_KEYS, "peft"), required)
+        placeholder = {"name": "-", "base_model": "", "source": ""}
+        peft = table.pop("peft", None)
+        fields = self.valid_fields(path, table, LoraAdapter, placeholder)
+        if from_peft:
+            fields = {**self.peft(path, peft), **fields}
+        if not {"name", "base_model"} <= fields.keys():
+            return None
+        return LoraAdapter(**{**placeholder, **fields})  # type: ignore[arg-type]
+
+    def peft(self, path: str, value: object) -> dict[str, object]:
+        """Return the fields that a PEFT directory gives to its adapter."""
+        if not isinstance(value, str):
+            self.add_problem(f"{path}.peft", f"must be a str, not {_short_repr(value)}")
+            return {}
+        directory = os.path.join(self.directory, value)
+        try:
+            found = LoraAdapter.from_peft(directory, base_model="")
+        except (ValueError, OverflowError) as error:
+            self.add_problem(f"{path}.peft", f"cannot be read: {error}")
+            # The directory's name still gives the adapter's name, so that aliases of the adapter stay valid.
+            return {"name": os.path.basename(os.path.abspath(directory)) or "-", "source": directory}
+        return {key: getattr(found, key) for key in ("name", "source", "rank", "scaling", "trained_on")}
+
+    def valid_fields(
+        self, path: str, table: dict[str, object], make: Callable[..., object], placeholder: Mapping[str, object]
+    ) -> dict[str, object]:
+        """Return the items of *table* that *make* accepts as arguments, and note the others.
+
+        *placeholder* has a valid value for each argument that *make* requires.
+        """
+        if _error_text(make, {**placeholder, **table}) is None:
+            return table
+        valid: dict[str, object] = {}
+        for key, value in table.items():
+            text = _error_text(make, {**placeholder, key: value})
+            if text is None:
+                valid[key] = value
+            elif text.startswith(f"{key} "):
+                self.problems.append(f"{path}.{text}")
+            else:
+                self.add_problem(f"{path}.{key}", f"is refused: {text}")
+        return valid
+
+    def aliases(self, top: Mapping[str, object]) -> list[tuple[str, str | None]]:
+        """Return each alias and its target, or ``None`` in place of a target that is not text."""
+        table = top.get("aliases", {})
+        if not isinstance(table, Mapping):
+            self.add_problem("aliases", f"must be a table, not {_short_repr(table)}")
+            return []
+        self.check_keys("aliases", table)
+        aliases: list[tuple[str, str | None]] = []
+        for alias, target in table.items():
+            if not isinstance(alias, str):
+                continue
+            if not isinstance(target, str):
+                self.add_problem(key_path("aliases", alias), f"must be a str, not {_short_repr(target)}")
+            aliases.append((alias, target if isinstance(target, str) else None))
+        return aliases
+
+    def default(self, top: Mapping[str, object]) -> str | None:
+        """Return the name of the default, or ``None`` if there is none or it is not text."""
+        value = top.get("default")
+        if value is None or isinstance(value, str):
+            return value
+        self.add_problem("default", f"must be a str, not {_short_repr(value)}")
+        return None
+
+
+def key_path(path: str, key: str) -> str:
+    """Return the path of a key in the table at *path*. The key is quoted if TOML requires quotes."""
+    if not (key.isascii() and key.replace("-", "").replace("_", "").isalnum()):
+        key = json.dumps(key, ensure_ascii=not key.isprintable())
+    return f"{path}.{key}" if path else key
+
+
+def repeated(keys: Iterable[str]) -> list[str]:
+    """Return the keys that occur more than once, each of them once."""
+    return [key for key, count in Counter(keys).items() if count > 1]
+
+
+def _error_text(make: Callable[..., object], fields: Mapping[str, object]) -> str | None:
+    """Return the text of the error that *make* raises for these arguments, or ``None`` if it raises no error."""
+    try:
+        make(**fields)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return _shorten(str(error))
+    return None
+
+
+def _short_repr(value: object) -> str:
+    """Return the ``repr()`` of a value, cut if it is long, or the type if the value has no ``repr()``."""
+    try:
+        return _shorten(repr(value))
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _suggest_key(key: str, keys: Collection[str]) -> str:
+    """Return the most similar known key as a question, or all known keys if none is similar."""
+    similar = difflib.get_close_matches(key, keys, 1)
+    return f"did you mean {similar[0]!r}?" if similar else f"the keys are {', '.join(keys)}"

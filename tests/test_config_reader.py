@@ -1,0 +1,268 @@
+"""What is reported about a single value of a mapping, and what a PEFT directory gives."""
+
+import json
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+from config_helpers import PEFT, TEXT, adapter, endpoint, mapping, problems, problems_with, write_file
+
+from bonsai_routing import LoraAdapter
+from bonsai_routing.config import RoutingConfig
+
+# PEFT directories
+
+
+def peft_config(**fields: object) -> RoutingConfig:
+    table = {"base_model": "base", **fields}
+    return RoutingConfig.from_mapping(mapping(adapters=[table], aliases=None, default=None), directory=PEFT)
+
+
+def test_a_peft_directory_describes_its_adapter() -> None:
+    assert peft_config(peft="code").adapters == (LoraAdapter.from_peft(PEFT / "code", base_model="base"),)
+    (rank_stabilised,) = peft_config(peft="chat-rslora").adapters
+    assert (rank_stabilised.name, rank_stabilised.rank, rank_stabilised.scaling) == ("chat-rslora", 16, 8.0)
+    assert peft_config(peft="law-rank-pattern").adapters[0].rank == 32
+
+
+def test_a_key_beside_peft_wins_over_the_directory() -> None:
+    fields = adapter(rank=1, scaling=3.0, description="d", max_context_length=5, trained_on="qwen3-8b")
+    assert peft_config(peft="code", **fields).adapters == (
+        LoraAdapter(
+            "x", "base", "s", rank=1, scaling=3.0, description="d", max_context_length=5, trained_on="qwen3-8b"
+        ),
+    )
+    assert peft_config(peft="code", trained_on=None).adapters[0].trained_on is None
+
+
+def test_a_peft_directory_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = tmp_path / "conf"
+    (conf / "code").mkdir(parents=True)
+    (conf / "code" / "adapter_config.json").write_bytes((PEFT / "code" / "adapter_config.json").read_bytes())
+    text = TEXT.replace('name = "code"\n', "").replace('source = "adapters/code"', 'peft = "code"')
+    path = write_file(conf, text)
+    assert RoutingConfig.read(path).adapters[0].source == str(conf / "code")
+    monkeypatch.chdir(tmp_path)
+    assert RoutingConfig.read("conf/models.toml").adapters[0].source == str(Path("conf", "code"))
+    monkeypatch.chdir(conf)
+    assert RoutingConfig.read("models.toml").adapters[0].source == "code"
+    assert RoutingConfig.from_mapping(tomllib.loads(text)).adapters[0].source == "code"
+
+
+def test_an_absolute_peft_directory_is_not_changed(tmp_path: Path) -> None:
+    fields: dict[str, object] = {"base_model": "base", "peft": str(PEFT / "code")}
+    config = RoutingConfig.from_mapping(mapping(adapters=[fields]), directory=tmp_path)
+    assert config.adapters[0].source == str(PEFT / "code")
+
+
+def test_a_peft_directory_that_cannot_be_read_is_the_only_problem() -> None:
+    def read(peft: object) -> tuple[str, ...]:
+        table: dict[str, object] = {"base_model": "base", "peft": peft}
+        aliases = {"x": f"base:{peft}"}
+        return problems(
+            lambda: RoutingConfig.from_mapping(mapping(adapters=[table], aliases=aliases, default="x"), directory=PEFT)
+        )
+
+    ia3 = PEFT / "ia3" / "adapter_config.json"
+    assert read("ia3") == (f"adapters[0].peft cannot be read: {ia3}: peft_type must be 'LORA', not 'IA3'",)
+    gone = PEFT / "gone" / "adapter_config.json"
+    assert read("gone") == (f"adapters[0].peft cannot be read: {gone}: the file does not exist",)
+    assert len(read("go\nne")) == 1
+
+
+def test_a_peft_directory_without_a_name_is_a_problem() -> None:
+    table = {"base_model": "base", "peft": "/"}
+    (problem,) = problems_with(adapters=[table], aliases=None, default=None)
+    assert problem.startswith("adapters[0].peft cannot be read: ")
+
+
+def test_a_number_too_large_for_peft_is_a_problem_of_its_directory(tmp_path: Path) -> None:
+    config = json.loads((PEFT / "code" / "adapter_config.json").read_bytes())
+    write_file(tmp_path, json.dumps({**config, "lora_alpha": 10**400}), "adapter_config.json")
+    (problem,) = problems_with(adapters=[{"base_model": "base", "peft": str(tmp_path)}], aliases=None, default=None)
+    assert problem.startswith("adapters[0].peft cannot be read: ")
+
+
+def test_an_adapter_from_a_peft_directory_is_written_without_it() -> None:
+    config = peft_config(peft="code")
+    assert config.to_mapping()["adapters"] == [
+        {
+            "name": "code",
+            "base_model": "base",
+            "source": str(PEFT / "code"),
+            "rank": 8,
+            "scaling": 2.0,
+            "trained_on": "qwen3-8b",
+        }
+    ]
+    assert RoutingConfig.from_mapping(config.to_mapping()) == config
+
+
+# Problems
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"id": 5}, ".id must be a ModelId or a str, not 5"),
+        ({"base_model": 5}, ".base_model must be a str, not 5"),
+        ({"display_name": 5}, ".display_name must be a str, not 5"),
+        ({"description": ["d"]}, ".description must be a str, not ['d']"),
+        ({"adapter": False}, ".adapter must be a str or None, not False"),
+        ({"max_context_length": True}, ".max_context_length must be an int, not True"),
+        ({"max_context_length": 8192.0}, ".max_context_length must be an int, not 8192.0"),
+        ({"max_context_length": "8k"}, ".max_context_length must be an int, not '8k'"),
+        ({"max_context_length": -1}, ".max_context_length must be 0 tokens or more, not -1"),
+        ({"status": "redy"}, ".status must be one of 'ready', 'loading', 'error', 'disabled', not 'redy'"),
+        ({"status": {}}, ".status must be one of 'ready', 'loading', 'error', 'disabled', not {}"),
+    ],
+)
+def test_a_wrong_value_of_an_endpoint_is_named(fields: dict[str, object], problem: str) -> None:
+    assert problems_with(endpoints=[endpoint(id="base"), endpoint(**fields)]) == (f"endpoints[1]{problem}",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"name": 5}, ".name must be a str, not 5"),
+        ({"name": ""}, ".name must not be empty"),
+        ({"base_model": 5}, ".base_model must be a str, not 5"),
+        ({"source": None}, ".source must be a str, not None"),
+        ({"peft": 5}, ".peft must be a str, not 5"),
+        ({"peft": None}, ".peft must be a str, not None"),
+        ({"rank": 0}, ".rank must be an int of 1 or more, not 0"),
+        ({"rank": True}, ".rank must be an int of 1 or more, not True"),
+        ({"scaling": math.nan}, ".scaling must be a finite number, not nan"),
+        ({"scaling": "2"}, ".scaling must be a finite number, not '2'"),
+        ({"description": 5}, ".description must be a str, not 5"),
+        ({"max_context_length": True}, ".max_context_length must be an int, not True"),
+        ({"trained_on": 5}, ".trained_on must be a str or None, not 5"),
+    ],
+)
+def test_a_wrong_value_of_an_adapter_is_named(fields: dict[str, object], problem: str) -> None:
+    wanted = problems_with(adapters=[adapter(name="code"), adapter(**fields)])
+    assert wanted == (f"adapters[1]{problem}",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"schema": 2}, "schema must be 1, not 2"),
+        ({"schema": True}, "schema must be 1, not True"),
+        ({"schema": 1.0}, "schema must be 1, not 1.0"),
+        ({"schema": "1"}, "schema must be 1, not '1'"),
+        ({"schema": None}, "schema is missing"),
+        ({"default": ["chat"]}, "default must be a str, not ['chat']"),
+        ({"aliases": {"chat": "base", "x": True}}, "aliases.x must be a str, not True"),
+        ({"aliases": {"chat": "base", 8: "base"}}, "aliases must have text for keys, not 8"),
+        ({"endpoints": [endpoint(id="base"), "x"]}, "endpoints[1] must be a table, not 'x'"),
+        ({"adapters": [adapter(name="code"), None]}, "adapters[1] must be a table, not None"),
+        (
+            {"adapters": {}, "aliases": None, "default": None},
+            "adapters must be an array of tables, in TOML [[adapters]], not {}",
+        ),
+        ({"aliases": [], "default": None}, "aliases must be a table, not []"),
+    ],
+)
+def test_a_wrong_value_anywhere_else_is_named(changes: dict[str, object], problem: str) -> None:
+    assert problems_with(**changes) == (problem,)
+
+
+def test_a_key_is_text() -> None:
+    table: dict[object, object] = {"schema": 1, 8: "base", None: "base"}
+    assert problems(lambda: RoutingConfig.from_mapping(table)) == (  # type: ignore[arg-type]
+        "the configuration must have text for keys, not 8",
+        "the configuration must have text for keys, not None",
+    )
+
+
+@pytest.mark.parametrize("value", [None, [], "schema = 1", 1])
+def test_a_value_that_is_not_a_table_is_one_problem(value: object) -> None:
+    read = problems(lambda: RoutingConfig.from_mapping(value))  # type: ignore[arg-type]
+    assert read == (f"the configuration must be a table, not {value!r}",)
+
+
+@pytest.mark.parametrize("key", ["id", "base_model"])
+def test_an_endpoint_needs_an_id_and_weights(key: str) -> None:
+    table = endpoint(id="b")
+    del table[key]
+    assert problems_with(endpoints=[endpoint(id="base"), table]) == (f"endpoints[1].{key} is missing",)
+
+
+@pytest.mark.parametrize("key", ["name", "base_model", "source"])
+def test_an_adapter_needs_a_name_a_base_and_a_source(key: str) -> None:
+    table = adapter()
+    del table[key]
+    assert problems_with(adapters=[adapter(name="code"), table]) == (f"adapters[1].{key} is missing",)
+
+
+def test_an_adapter_from_a_peft_directory_needs_a_base() -> None:
+    table = {"peft": str(PEFT / "code")}
+    assert problems_with(adapters=[adapter(name="code"), table]) == ("adapters[1].base_model is missing",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"defualt": "base"}, "defualt is not a known key; did you mean 'default'?"),
+        (
+            {"endpoints": [endpoint(id="base", maxContextLength=5)]},
+            "endpoints[0].maxContextLength is not a known key; did you mean 'max_context_length'?",
+        ),
+        (
+            {"adapters": [adapter(name="code", sclaing=5)]},
+            "adapters[0].sclaing is not a known key; did you mean 'scaling'?",
+        ),
+        ({"adapters": [adapter(name="code", pef=".")]}, "adapters[0].pef is not a known key; did you mean 'peft'?"),
+        ({"a b": 1}, '"a b" is not a known key; the keys are schema, default, endpoints, adapters, aliases'),
+    ],
+)
+def test_an_unknown_key_gets_the_most_similar_key_as_a_suggestion(changes: dict[str, object], problem: str) -> None:
+    assert problems_with(**changes) == (problem,)
+
+
+def test_an_endpoint_has_no_is_default_key() -> None:
+    (problem,) = problems_with(endpoints=[endpoint(id="base", is_default=True)])
+    assert problem.startswith("endpoints[0].is_default is not a known key; the keys are id, base_model,")
+
+
+@pytest.mark.parametrize(
+    ("alias", "path"),
+    [
+        ("a-b_8", "aliases.a-b_8"),
+        ("gpt-4.1", 'aliases."gpt-4.1"'),
+        ("", 'aliases.""'),
+        ('"', 'aliases."\\""'),
+        ("模型", 'aliases."模型"'),
+        ("a\nb", 'aliases."a\\nb"'),
+        ("\ud800\u2028", 'aliases."\\ud800\\u2028"'),
+    ],
+)
+def test_a_key_is_quoted_if_toml_requires_quotes(alias: str, path: str) -> None:
+    assert problems_with(aliases={alias: "gone"}, default=None) == (f"{path} points to 'gone', which is not an id",)
+
+
+def nested(depth: int) -> object:
+    value: object = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, [0] * 10**6, nested(10**5), 1 << 10**5], ids=["long", "many", "deep", "large"]
+)
+def test_a_huge_value_makes_no_huge_problem(value: object) -> None:
+    tables = [endpoint(id="base"), endpoint(id=value) if not isinstance(value, str) else endpoint(status=value)]
+    found = problems_with(schema=value, endpoints=tables)
+    assert [problem.partition(" ")[0] for problem in found] == [
+        "schema",
+        f"endpoints[1].{'status' if isinstance(value, str) else 'id'}",
+    ]
+    assert all(len(problem) < 300 for problem in found)
+
+
+def test_a_number_too_large_for_a_float_is_a_problem() -> None:
+    (problem,) = problems_with(adapters=[adapter(name="code", scaling=10**400)])
+    assert problem.startswith("adapters[0].scaling ")

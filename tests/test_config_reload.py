@@ -1,0 +1,98 @@
+"""A registry that is in use and gets a new configuration."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from config_helpers import BASE, CODE, CONFIG, TEXT, random_config, write_file
+
+from bonsai_routing import AdapterRegistry, EndpointStatus, ModelEndpoint, ModelRegistry, ModelRouter, RegistryChange
+from bonsai_routing.config import ConfigError, RoutingConfig
+
+
+def changed(change: RegistryChange) -> tuple[str, ...]:
+    assert change.added == change.removed == ()
+    return change.changed
+
+
+def test_a_reload_of_the_same_file_changes_nothing(tmp_path: Path) -> None:
+    path = write_file(tmp_path, TEXT)
+    models = RoutingConfig.read(path).registry()
+    models.set_status("base:code", EndpointStatus.LOADING)
+    generations = [models.generation(id) for id in ("base", "base:code")]
+    with ModelRouter(models).lease("chat"):
+        assert models.replace_with(RoutingConfig.read(path).registry()) == RegistryChange((), (), ())
+        assert models.in_flight("base") == 1
+        assert models.draining() == []
+    assert [models.generation(id) for id in ("base", "base:code")] == generations
+    assert [each.status for each in models] == ["ready", "loading"]
+    assert list(AdapterRegistry(models)) == [CODE]
+
+
+def test_a_reload_changes_only_what_differs(tmp_path: Path) -> None:
+    models = CONFIG.registry()
+    adapters = AdapterRegistry(models)
+    before = models.generation("base")
+    text = TEXT.replace('"code"', '"chat"').replace("base:code", "base:chat")
+    with ModelRouter(models).lease("gpt-4o-mini") as lease:
+        change = models.replace_with(RoutingConfig.read(write_file(tmp_path, text)).registry())
+        assert change == RegistryChange(("base:chat",), ("base:code",), ())
+        assert [(each.endpoint, each.generation) for each in models.draining()] == [(lease.endpoint, lease.generation)]
+    assert [each.name for each in adapters] == ["chat"]
+    assert models.generation("base") == before
+    assert str(ModelRouter(models).route("gpt-4o-mini").id) == "base:chat"
+
+
+def test_an_adapter_from_another_source_is_another_adapter() -> None:
+    models = CONFIG.registry()
+    adapters = AdapterRegistry(models)
+    before = models.generation("base:code")
+    newer = replace(CODE, source="adapters/code-2")
+    with ModelRouter(models).lease("base:code") as lease:
+        assert changed(models.replace_with(replace(CONFIG, adapters=(newer,)).registry())) == ("base:code",)
+        assert lease.generation == before
+        assert [each.generation for each in models.draining()] == [before]
+    assert models.generation("base:code") not in (None, before)
+    assert adapters.get("base:code") == newer
+
+
+def test_a_new_default_changes_the_old_and_the_new_default_endpoint() -> None:
+    models = replace(CONFIG, endpoints=(BASE, ModelEndpoint("b", "w"), ModelEndpoint("c", "w"))).registry()
+    moved = replace(CONFIG, endpoints=(BASE, ModelEndpoint("b", "w"), ModelEndpoint("c", "w")), default="b")
+    generations = models.generation("base"), models.generation("b")
+    assert changed(models.replace_with(moved.registry())) == ("base", "b")
+    assert (models.generation("base"), models.generation("b")) == generations
+    assert models.default_endpoint() == ModelEndpoint("b", "w", is_default=True)
+
+
+def test_a_default_that_is_an_adapter_stays_through_a_reload() -> None:
+    config = replace(CONFIG, default="gpt-4o-mini")
+    models = config.registry()
+    generation = models.generation("base:code")
+    assert changed(models.replace_with(config.registry())) == ()
+    assert models.generation("base:code") == generation
+    assert AdapterRegistry(models).get("base:code") == CODE
+    assert changed(models.replace_with(CONFIG.registry())) == ("base", "base:code")
+
+
+def test_a_broken_file_leaves_the_old_registry_serving(tmp_path: Path) -> None:
+    path = write_file(tmp_path, TEXT)
+    models = RoutingConfig.read(path).registry()
+    write_file(tmp_path, TEXT.replace("adapters", "adapter"))
+    with pytest.raises(ConfigError):
+        models.replace_with(RoutingConfig.read(path).registry())
+    assert ModelRouter(models).route("gpt-4o-mini").adapter == "code"
+
+
+def test_a_reloaded_registry_equals_a_new_registry() -> None:
+    """After a reload, names and adapters match the configuration, whatever the registry served before."""
+    models = ModelRegistry()
+    for seed in range(50):
+        config = random_config(random.Random(seed))
+        models.replace_with(config.registry())
+        fresh = config.registry()
+        assert list(models) == list(fresh), seed
+        assert models.default_endpoint() == fresh.default_endpoint(), seed
+        assert tuple(AdapterRegistry(models)) == config.adapters, seed
+        assert all(models.resolve(alias) == fresh.resolve(id) for alias, id in config.aliases), seed
