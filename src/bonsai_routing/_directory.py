@@ -67,19 +67,19 @@ class Record:
         rank: int,
         adapter: object,
     ) -> None:
-        self.id = endpoint.id.value
-        self.endpoint = endpoint
-        self.is_ready = endpoint.status is _READY
+        self.id: str = endpoint.id.value
+        self.endpoint: ModelEndpoint = endpoint
+        self.is_ready: bool = endpoint.status is _READY
         # The endpoint as it was registered, before any change of its status.
-        self.declared = declared
+        self.declared: ModelEndpoint = declared
         # In whole seconds of Unix time.
-        self.registered_at = registered_at
+        self.registered_at: int = registered_at
         # The number of this publication. No other publication in the registry has it.
-        self.generation = generation
+        self.generation: int = generation
         # The position in the order of first registration. No other id in the registry has it.
-        self.rank = rank
+        self.rank: int = rank
         # The LoraAdapter that was published with the endpoint, or None.
-        self.adapter = adapter
+        self.adapter: object = adapter
 
     def require_ready(self) -> None:
         """Raise :class:`ModelNotReadyError` unless the endpoint is ready."""
@@ -148,7 +148,7 @@ class Directory:
 
     def __init__(self) -> None:
         # The only reference to the tables, so that a reader gets all of the old ones or all of the new ones.
-        self.tables = Tables()
+        self.tables: Tables = Tables()
         # Of the write in progress, the records of the names that it changes; empty if there is none.
         self.before: dict[object, Record | None] = {}
         # Of the same write, the targets of the aliases that it changes; means nothing while before is empty.

@@ -49,13 +49,13 @@ class Store:
         # Lets one write at a time change everything below. It is also held while an endpoint is found and its lease is
         # added, which makes the two one step. Only run() takes it, and no code of a user's runs while it is held.
         # Reentrant, so that a signal handler which wants it in its holder's thread is told, and does not wait for ever.
-        self.lock = RLock()
+        self.lock: RLock = RLock()
         # The thread that is at work under the lock; 0 while none is.
-        self.owner = 0
-        self.directory = Directory()
-        self.ledger = Ledger()
+        self.owner: int = 0
+        self.directory: Directory = Directory()
+        self.ledger: Ledger = Ledger()
         # The last number that a publication got.
-        self.generation = 0
+        self.generation: int = 0
         # The write that has begun: what publishes it, with which arguments, and the records that leave the registry.
         # It stays here if an exception cuts the write short.
         self.unfinished: tuple[Callable[..., None], tuple[object, ...], Sequence[Record]] | None = None

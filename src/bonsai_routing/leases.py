@@ -137,10 +137,10 @@ class Drain:
     __slots__ = ("endpoint", "future", "generation", "since")
 
     def __init__(self, record: Record, future: IdleFuture | None) -> None:
-        self.endpoint = record.endpoint
-        self.generation = record.generation
-        self.future = future
-        self.since = monotonic()
+        self.endpoint: ModelEndpoint = record.endpoint
+        self.generation: int = record.generation
+        self.future: IdleFuture | None = future
+        self.since: float = monotonic()
 
 
 class Ledger:
