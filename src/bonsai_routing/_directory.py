@@ -155,9 +155,10 @@ class Directory:
         self.before_aliases: Aliases = {}
         # The endpoints that may be served, by name.
         self.ready: dict[object, ModelEndpoint] = {}
-        # For writers: the aliases of each id, and (-context length, rank, id) of each ready record. Both may have
-        # outdated entries, which are recognised when they are used.
+        # For writers: the aliases of each id.
         self.aliases_of: dict[str, list[str | None]] = {}
+        # For writers: (-context length, rank, id) of each ready record, as a heap. It may have outdated entries, which
+        # are recognised when they reach the top.
         self.heap: list[tuple[int, int, str]] = []
 
     # Readers
@@ -209,13 +210,17 @@ class Directory:
     # Writers
 
     def begin(self, records: Records, aliases: Aliases) -> dict[object, Record | None]:
-        """Announce a write, and return the new ``before``."""
+        """Announce a write, and return the new ``before``.
+
+        A write that removes an id removes all its aliases too.
+        """
         present, targets = self.tables.names.get, self.tables.aliases.get
         before: dict[object, Record | None] = {}
         for id, record in records.items():
             before[id] = present(id)
-            for alias in self.aliases_of.get(id, ()):
-                before[alias] = present(alias)
+            if record is not None:
+                for alias in self.aliases_of.get(id, ()):
+                    before[alias] = present(alias)
             largest = present(LARGEST)
             if (
                 largest is None
@@ -236,38 +241,37 @@ class Directory:
         return before
 
     def update(self, before: dict[object, Record | None], records: Records, aliases: Aliases) -> None:
-        """Carry out the write that ``begin`` announced, from wherever an exception cut an earlier attempt short."""
+        """Carry out the write that ``begin`` announced. May be carried out again after an exception cut it short."""
         tables, ready = self.tables, self.ready
-        if self.before is before:
-            names, present = tables.names, tables.records
-            for name in before:
-                ready.pop(name, None)
-            for id, record in records.items():
-                if record is None:
-                    present.pop(id, None)
-                else:
-                    if record.is_ready:
-                        self._push(record)
-                    present[id] = record
-            if aliases:
-                self._set_targets(aliases)
-            record_of = present.get
-            target_of: Callable[[object], object] = tables.aliases.get  # type: ignore[assignment]
-            for name in before:
-                # What the reference's resolve() does: the id first, then the alias.
-                found = record_of(name) or record_of(target_of(name))
-                if name is LARGEST:
-                    found = self._largest()
-                if found is not None:
-                    names[name] = found
-                else:
-                    names.pop(name, None)
-            # The write becomes visible.
-            self.before = {}
+        names, present = tables.names, tables.records
         for name in before:
-            found = tables.names.get(name)
-            if found is not None and found.is_ready:
-                ready[name] = found.endpoint
+            ready.pop(name, None)
+        for id, record in records.items():
+            if record is None:
+                present.pop(id, None)
+            else:
+                if record.is_ready:
+                    self._push(record)
+                present[id] = record
+        if aliases:
+            self._set_targets(aliases)
+        record_of = present.get
+        target_of: Callable[[object], object] = tables.aliases.get  # type: ignore[assignment]
+        servable: dict[object, ModelEndpoint] = {}
+        for name in before:
+            # What the reference's resolve() does: the id first, then the alias.
+            found = record_of(name) or record_of(target_of(name))
+            if name is LARGEST:
+                found = self._largest()
+            if found is None:
+                names.pop(name, None)
+            else:
+                names[name] = found
+                if found.is_ready:
+                    servable[name] = found.endpoint
+        # The write becomes visible.
+        self.before = {}
+        ready.update(servable)
         for alias, target in aliases.items():
             if target is None:
                 tables.aliases.pop(alias, None)
@@ -286,14 +290,19 @@ class Directory:
         targets, aliases_of = self.tables.aliases, self.aliases_of
         for alias, target in aliases.items():
             old = targets.get(alias)
-            if target is not None and target != old:
-                aliases_of.setdefault(target, []).append(alias)
-            targets[alias] = target
-            if old is not None and target != old:
-                others = aliases_of[old]
-                others.remove(alias)
-                if not others:
-                    del aliases_of[old]
+            if target != old:
+                # The target is changed last, so that repeating this after an exception finds the old one again.
+                if old is not None:
+                    others = aliases_of.get(old, [])
+                    if alias in others:
+                        others.remove(alias)
+                    if not others:
+                        aliases_of.pop(old, None)
+                if target is not None:
+                    others = aliases_of.setdefault(target, [])
+                    if alias not in others:
+                        others.append(alias)
+                targets[alias] = target
 
     def _push(self, record: Record) -> None:
         """Add the entry of a ready record to the heap, and rebuild the heap if most of its entries are outdated."""

@@ -111,9 +111,7 @@ class Store:
         if old is None:
             complete(future, None)
             return None
-        targets = directory.tables.aliases
-        aliases = [alias for alias in directory.aliases_of.get(id, ()) if targets.get(alias) == id]
-        self._write({id: None}, dict.fromkeys(aliases), [old], future)
+        self._write({id: None}, dict.fromkeys(directory.aliases_of.get(id, ())), [old], future)
         return old.endpoint
 
     def set_status(self, id: str, status: EndpointStatus) -> bool:
