@@ -156,7 +156,9 @@ def test_a_base_need_not_be_ready(adapters: AdapterRegistry, publish: Publish, s
     adapters.models.set_status("bonsai", status)
     endpoint = publish(adapters, CODE)
     assert endpoint is not None
-    assert endpoint.status is EndpointStatus.READY
+    assert endpoint.status is status
+    adapters.models.set_status("bonsai", "ready")
+    assert ModelRouter(adapters.models).route("bonsai:code").status is EndpointStatus.READY
 
 
 @each_way
@@ -421,7 +423,8 @@ def test_what_was_unloaded_can_be_loaded_again(adapters: AdapterRegistry) -> Non
 
 
 def test_an_adapter_is_loading_until_the_block_ends(adapters: AdapterRegistry) -> None:
-    with adapters.loading(CODE) as endpoint:
+    with adapters.loading(CODE) as load:
+        endpoint = load.endpoint
         assert endpoint.status is EndpointStatus.LOADING
         assert adapters.models.resolve("bonsai:code") is endpoint
         assert adapters.get("bonsai:code") is CODE
@@ -480,8 +483,8 @@ def test_what_failed_to_load_can_be_tried_again(adapters: AdapterRegistry) -> No
     with suppress(ValueError), adapters.loading(CODE):
         raise ValueError
     failed = generation(adapters.models, CODE.id)
-    with adapters.loading(NEWER) as endpoint:
-        assert adapters.models.resolve("bonsai:code") is endpoint
+    with adapters.loading(NEWER) as load:
+        assert adapters.models.resolve("bonsai:code") is load.endpoint
     assert ModelRouter(adapters.models).route("bonsai:code").status is EndpointStatus.READY
     assert generation(adapters.models, CODE.id) > failed
     assert list(adapters) == [NEWER]
@@ -491,8 +494,8 @@ def test_what_failed_to_load_can_be_tried_again(adapters: AdapterRegistry) -> No
 def test_what_serves_nothing_is_replaced_at_once(adapters: AdapterRegistry, status: EndpointStatus) -> None:
     adapters.load(CODE)
     adapters.models.set_status("bonsai:code", status)
-    with adapters.loading(NEWER) as endpoint:
-        assert adapters.models.resolve("bonsai:code") is endpoint
+    with adapters.loading(NEWER) as load:
+        assert adapters.models.resolve("bonsai:code") is load.endpoint
         assert list(adapters) == [NEWER]
 
 
@@ -500,8 +503,10 @@ def test_the_old_adapter_serves_until_the_new_one_is_there(adapters: AdapterRegi
     old = adapters.load(CODE)
     known = generation(adapters.models, CODE.id)
     with ModelRouter(adapters.models).lease("bonsai:code") as lease:
-        with adapters.loading(NEWER) as endpoint:
+        with adapters.loading(NEWER) as load:
+            endpoint = load.endpoint
             assert endpoint.status is EndpointStatus.LOADING
+            assert not load.idle.done()
             assert ModelRouter(adapters.models).route("bonsai:code") is old is lease.endpoint
             assert generation(adapters.models, CODE.id) == known
             assert list(adapters) == [CODE]
@@ -510,6 +515,8 @@ def test_the_old_adapter_serves_until_the_new_one_is_there(adapters: AdapterRegi
         assert generation(adapters.models, CODE.id) > known
         assert list(adapters) == [NEWER]
         assert [each.endpoint for each in adapters.models.draining()] == [old]
+        assert not load.idle.done()
+    assert load.idle.result(timeout=0) is old
     assert adapters.models.draining() == []
 
 
@@ -523,17 +530,18 @@ def test_a_plain_endpoint_serves_until_the_adapter_is_there(adapters: AdapterReg
 
 def test_the_base_is_looked_at_again_before_a_serving_adapter_is_replaced(adapters: AdapterRegistry) -> None:
     adapters.load(CODE)
-    loading_newer = adapters.loading(replace(NEWER, trained_on="qwen3-8b"))
+    loading_newer = adapters.loading(replace(NEWER, max_context_length=32768))
     with pytest.raises(AdapterBaseError), loading_newer:
-        adapters.models.register(ModelEndpoint("bonsai", "llama-3"))
+        adapters.models.register(replace(BASE, max_context_length=8192))
     assert list(adapters) == [CODE]
+    assert loading_newer.idle.result(timeout=0) is None
 
 
 def test_the_default_stays_with_an_adapter_that_is_loading(adapters: AdapterRegistry) -> None:
     adapters.models.register(replace(PLAIN, is_default=True, status=EndpointStatus("error")))
-    with adapters.loading(CODE) as endpoint:
-        assert adapters.models.default_endpoint() is endpoint
-    assert adapters.models.default_endpoint() == replace(endpoint, status=EndpointStatus("ready"))
+    with adapters.loading(CODE) as load:
+        assert adapters.models.default_endpoint() is load.endpoint
+    assert adapters.models.default_endpoint() == replace(load.endpoint, status=EndpointStatus("ready"))
 
 
 def swap_elsewhere(adapters: AdapterRegistry) -> None:
@@ -581,19 +589,43 @@ def test_a_failure_leaves_alone_what_somebody_else_has_put_there(
     assert state(adapters.models) == after
 
 
-def test_of_two_that_load_the_same_name_the_later_one_wins(adapters: AdapterRegistry) -> None:
-    with pytest.raises(StaleGenerationError), adapters.loading(CODE), adapters.loading(NEWER):
+@each_start
+def test_an_id_that_is_being_loaded_is_not_loaded_a_second_time(adapters: AdapterRegistry, serving: bool) -> None:
+    if serving:
+        adapters.load(CODE)
+    with adapters.loading(NEWER):
+        before = state(adapters.models)
+        for directory in (adapters, AdapterRegistry(adapters.models)):
+            with pytest.raises(AdapterLoadedError) as caught, directory.loading(CODE):
+                pytest.fail("the block was entered")
+            assert caught.value.model == "bonsai:code"
+        assert state(adapters.models) == before
+        with adapters.loading(MATH):
+            pass
+    assert list(adapters) == [NEWER, MATH]
+    with adapters.loading(CODE):
         pass
-    assert list(adapters) == [NEWER]
+    assert list(adapters) == [CODE, MATH]
 
 
-def test_of_two_that_replace_the_same_adapter_the_first_to_end_wins(adapters: AdapterRegistry) -> None:
-    adapters.load(CODE)
-    first = adapters.loading(NEWER)
-    second = adapters.loading(replace(CODE, source="second"))
-    with pytest.raises(StaleGenerationError), first, second:
+def test_an_id_can_be_loaded_again_when_an_earlier_block_was_removed_or_failed(adapters: AdapterRegistry) -> None:
+    for failure in (ValueError("no"), KeyboardInterrupt()):
+        with suppress(ValueError, KeyboardInterrupt), adapters.loading(CODE):
+            raise failure
+        with suppress(StaleGenerationError), adapters.loading(CODE):
+            adapters.unload(CODE.id)
+        with adapters.loading(CODE):
+            pass
+        assert ModelRouter(adapters.models).route("bonsai:code").status is EndpointStatus.READY
+
+
+def test_a_block_is_entered_once(adapters: AdapterRegistry) -> None:
+    block = adapters.loading(CODE)
+    with block:
         pass
-    assert [each.source for each in adapters] == ["second"]
+    with pytest.raises(RuntimeError, match="one with block"), block:
+        pytest.fail("the block was entered")
+    assert list(adapters) == [CODE]
 
 
 @each_start
@@ -721,13 +753,6 @@ def test_an_adapter_stays_whatever_its_status(adapters: AdapterRegistry, status:
     adapters.models.set_status("bonsai:code", status)
     assert adapters.get("bonsai:code") is CODE
     assert adapters.of("bonsai") == list(adapters) == [CODE]
-
-
-def test_an_adapter_stays_when_its_base_goes(adapters: AdapterRegistry) -> None:
-    adapters.load(CODE)
-    adapters.models.unregister("bonsai")
-    assert list(adapters) == [CODE]
-    assert adapters.models.resolve("bonsai:code") is not None
 
 
 def test_a_reload_brings_the_adapters_of_the_other_registry(adapters: AdapterRegistry) -> None:

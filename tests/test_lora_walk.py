@@ -4,7 +4,7 @@ import copy
 import random
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -12,6 +12,7 @@ from lora_helpers import BASE, CODE, NEWER, PLAIN, generation, in_flight, once_a
 
 from bonsai_routing import (
     AdapterBaseError,
+    AdapterLoad,
     AdapterLoadedError,
     AdapterRegistry,
     EndpointStatus,
@@ -22,6 +23,7 @@ from bonsai_routing import (
     ModelNotReadyError,
     ModelRegistry,
     ModelRouter,
+    Publication,
     RoutingError,
     StackLease,
     StaleGenerationError,
@@ -143,22 +145,28 @@ def test_what_others_do_meanwhile_comes_before_or_after(
 
 
 @dataclass(eq=False)
-class Publication:
-    """An endpoint that was published under an id, its adapter if it has one, and its number of leases."""
+class Published:
+    """A publication: the endpoint as it was declared, its own status, its adapter if it has one, and its leases."""
 
-    endpoint: ModelEndpoint
     declared: ModelEndpoint
+    status: EndpointStatus
     adapter: LoraAdapter | None
+    handle: object
     leases: int = 0
+    # How the endpoint was when it was replaced or removed.
+    last: ModelEndpoint | None = None
+
+    def weights(self) -> tuple[str, str | None]:
+        return self.declared.base_model, self.declared.adapter
 
 
 @dataclass
 class Block:
     """A ``loading`` block that has not ended."""
 
-    block: AbstractContextManager[ModelEndpoint]
+    block: AdapterLoad
     adapter: LoraAdapter
-    known: Publication
+    known: Published
     serving: bool
 
 
@@ -166,24 +174,57 @@ class Oracle:
     """The published endpoints, their leases and the futures, as plain dictionaries and lists."""
 
     def __init__(self) -> None:
-        self.live: dict[str, Publication] = {}
-        self.gone: list[Publication] = []
-        self.waits: list[tuple[Future[ModelEndpoint | None], Publication | None]] = []
-        self.leases: list[tuple[Callable[[], None], list[Publication]]] = []
-        self.generations: dict[int, Publication] = {}
+        self.live: dict[str, Published] = {}
+        self.gone: list[Published] = []
+        self.waits: list[tuple[Future[ModelEndpoint | None], Published | None]] = []
+        self.leases: list[tuple[Callable[[], None], list[Published]]] = []
+        self.generations: dict[int, Published] = {}
+        self.loading: set[str] = set()
 
-    def publish(self, endpoint: ModelEndpoint, adapter: LoraAdapter | None = None) -> Publication | None:
-        old = self.live.get(str(endpoint.id))
-        self.live[str(endpoint.id)] = Publication(endpoint, endpoint, adapter)
+    def shown(self, published: Published) -> ModelEndpoint:
+        """Return the endpoint of a publication as a registry shows it, or has last shown it."""
+        if published.last is not None:
+            return published.last
+        if published.adapter is None:
+            return replace(published.declared, status=published.status)
+        base = self.shown(self.live[published.adapter.base_model])
+        limit = published.adapter.max_context_length
+        return replace(
+            published.declared,
+            status=published.status if base.status == "ready" else base.status,
+            max_context_length=base.max_context_length if limit is None else min(limit, base.max_context_length),
+        )
+
+    def publish(
+        self,
+        endpoint: ModelEndpoint,
+        adapter: LoraAdapter | None = None,
+        status: EndpointStatus | None = None,
+        handle: object = None,
+    ) -> Published | None:
+        id = str(endpoint.id)
+        new = Published(endpoint, status or endpoint.status, adapter, handle)
+        old = self.live.get(id)
         if old is not None:
+            if new.weights() != old.weights():
+                self.remove_followers(id)
+            old.last = self.shown(old)
             self.gone.append(old)
+        self.live[id] = new
         return old
 
-    def remove(self, id: str) -> Publication | None:
-        old = self.live.pop(id, None)
+    def remove(self, id: str) -> Published | None:
+        old = self.live.get(id)
         if old is not None:
-            self.gone.append(old)
+            self.remove_followers(id)
+            old.last = self.shown(old)
+            self.gone.append(self.live.pop(id))
         return old
+
+    def remove_followers(self, base: str) -> None:
+        for id, each in [*self.live.items()]:
+            if each.adapter is not None and each.adapter.base_model == base:
+                self.remove(id)
 
     def adapter(self, id: str) -> LoraAdapter | None:
         return self.live[id].adapter if id in self.live else None
@@ -191,50 +232,59 @@ class Oracle:
     def fitting(self, adapter: LoraAdapter) -> ModelEndpoint:
         if adapter.base_model not in self.live:
             raise ModelNotFoundError(adapter.base_model)
-        base = self.live[adapter.base_model].endpoint
+        base = self.shown(self.live[adapter.base_model])
         limit = base.max_context_length if adapter.max_context_length is None else adapter.max_context_length
         weights = (adapter.trained_on or base.base_model).split("/")[-1].lower()
         if base.adapter is not None or limit > base.max_context_length or weights != base.base_model.lower():
             raise AdapterBaseError(adapter.name, adapter.base_model, "")
         return ModelEndpoint(adapter.id, base.base_model, adapter=adapter.name, max_context_length=limit)
 
-    def load(self, adapter: LoraAdapter) -> None:
+    def load(self, adapter: LoraAdapter, handle: object) -> None:
         endpoint = self.fitting(adapter)
         if str(adapter.id) in self.live:
             raise AdapterLoadedError(str(adapter.id))
-        self.publish(endpoint, adapter)
+        self.publish(endpoint, adapter, handle=handle)
 
-    def swap(self, adapter: LoraAdapter, expect: Publication | None) -> Publication | None:
+    def swap(self, adapter: LoraAdapter, expect: Published | None, handle: object) -> Published | None:
         endpoint = self.fitting(adapter)
         if expect is not None and expect is not self.live.get(str(adapter.id)):
             raise StaleGenerationError(str(adapter.id), 0, 0)
-        return self.publish(endpoint, adapter)
+        return self.publish(endpoint, adapter, handle=handle)
 
     def set_status(self, id: str, status: EndpointStatus) -> None:
         if id in self.live:
-            self.live[id].endpoint = replace(self.live[id].endpoint, status=status)
+            self.live[id].status = status
 
-    def begin(self, adapter: LoraAdapter) -> tuple[Publication, bool]:
+    def begin(self, adapter: LoraAdapter) -> tuple[Published, bool, Published | None]:
+        """Begin a block: return what is there now, whether it keeps serving, and what was replaced."""
         endpoint, id = self.fitting(adapter), str(adapter.id)
-        serving = id in self.live and self.live[id].endpoint.status == "ready"
+        if id in self.loading:
+            raise AdapterLoadedError(id)
+        self.loading.add(id)
+        serving = id in self.live and self.live[id].status == "ready"
+        replaced = None
         if not serving:
-            self.publish(replace(endpoint, status=EndpointStatus("loading")), adapter)
-        return self.live[id], serving
+            replaced = self.publish(endpoint, adapter, EndpointStatus.LOADING)
+        return self.live[id], serving, replaced
 
-    def end(self, block: Block, fails: bool) -> None:
+    def end(self, block: Block, fails: bool, handle: object) -> Published | None:
+        """End a block, and return what was replaced."""
         id = str(block.adapter.id)
+        self.loading.remove(id)
         if block.known is not self.live.get(id):
             if not fails:
                 raise StaleGenerationError(id, 0, 0)
         elif not block.serving:
             self.set_status(id, EndpointStatus.ERROR if fails else EndpointStatus.READY)
+            block.known.handle = None if fails else handle
         elif not fails:
-            self.publish(self.fitting(block.adapter), block.adapter)
+            return self.publish(self.fitting(block.adapter), block.adapter, handle=handle)
+        return None
 
-    def stack(self, base: str, names: list[str]) -> list[Publication]:
+    def stack(self, base: str, names: list[str]) -> list[Published]:
         if base not in self.live:
             raise ModelNotFoundError(base)
-        if self.live[base].endpoint.adapter is not None:
+        if self.live[base].declared.adapter is not None:
             raise AdapterBaseError("", base, "")
         ids = [base]
         for name in names:
@@ -247,24 +297,39 @@ class Oracle:
             adapter = self.adapter(id)
             if adapter is not None and adapter.base_model != base:
                 raise AdapterBaseError(id, base, "")
-            if self.live[id].endpoint.status != "ready":
+            if self.shown(self.live[id]).status != "ready":
                 raise ModelNotReadyError(id, "")
         return [self.live[id] for id in ids]
 
-    def replace_with(self, contents: dict[str, tuple[ModelEndpoint, LoraAdapter | None]]) -> None:
-        before, self.live = self.live, {}
-        for id, (endpoint, adapter) in contents.items():
-            kept = before.get(id)
-            if kept is not None and endpoint in (kept.endpoint, kept.declared) and adapter == kept.adapter:
-                self.live[id] = before.pop(id)
-                self.live[id].declared = endpoint
+    def replace_with(self, contents: dict[str, tuple[ModelEndpoint, LoraAdapter | None, object]]) -> list[Published]:
+        """Replace everything, and return what has gone."""
+        old = dict(self.live)
+        shown = {id: self.shown(each) for id, each in old.items()}
+        kept: set[str] = set()
+        self.live = {}
+        for id, (endpoint, adapter, handle) in contents.items():
+            live = old.get(id)
+            if live is None or live.adapter != adapter:
+                same = False
+            elif adapter is None:
+                same = endpoint in (shown[id], live.declared)
             else:
-                self.publish(endpoint, adapter)
-        self.gone.extend(before.values())
+                same = endpoint.base_model == live.declared.base_model
+            if live is not None and same:
+                kept.add(id)
+                live.declared = endpoint
+                self.live[id] = live
+            else:
+                self.live[id] = Published(endpoint, endpoint.status, adapter, handle)
+        gone = [each for id, each in old.items() if id not in kept]
+        for each in gone:
+            each.last = shown[str(each.declared.id)]
+        self.gone.extend(gone)
+        return gone
 
     def check(self, adapters: AdapterRegistry) -> None:
         models = adapters.models
-        assert {str(each.id): each for each in models} == {id: each.endpoint for id, each in self.live.items()}
+        assert {str(each.id): each for each in models} == {id: self.shown(each) for id, each in self.live.items()}
         loaded = {id: each.adapter for id, each in self.live.items() if each.adapter is not None}
         assert {str(each.id): each for each in adapters} == loaded
         assert len(adapters) == len(loaded)
@@ -276,12 +341,25 @@ class Oracle:
             assert {str(each.id) for each in adapters.of(base)} == {
                 id for id, each in loaded.items() if each.base_model == base
             }
-        for future, publication in self.waits:
-            assert future.done() == (publication is None or not publication.leases)
+        for future, published in self.waits:
+            assert future.done() == (published is None or not published.leases)
             if future.done():
-                assert future.result() == (None if publication is None else publication.endpoint)
+                assert future.result() == (None if published is None else published.last)
         draining = sorted((str(each.endpoint.id), each.leases) for each in models.draining())
-        assert draining == sorted((str(each.endpoint.id), each.leases) for each in self.gone if each.leases)
+        assert draining == sorted((str(each.declared.id), each.leases) for each in self.gone if each.leases)
+
+    def check_idle(self, idle: list[Publication]) -> None:
+        """Check that exactly those were idle that are gone and have no lease, each once."""
+        expected = [each for each in self.gone if not each.leases]
+        numbers = {id(each): number for number, each in self.generations.items()}
+        assert {each.generation for each in idle} == {numbers[id(each)] for each in expected if id(each) in numbers}
+        assert len(idle) == len(expected)
+        assert len({each.generation for each in idle}) == len(idle)
+        for each in idle:
+            # What was published and replaced between two checks has no number here.
+            known = self.generations.get(each.generation)
+            if known is not None:
+                assert (each.endpoint, each.adapter, each.handle) == (known.last, known.adapter, known.handle)
 
 
 # Ids that can be confused: "a:x" is a base or an adapter, and "a:x:y" is an adapter of "a" or of "a:x".
@@ -303,7 +381,8 @@ class Walk:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.adapters = AdapterRegistry(ModelRegistry())
+        self.idle: list[Publication] = []
+        self.adapters = AdapterRegistry(ModelRegistry(on_idle=self.idle.append))
         self.oracle = Oracle()
         self.blocks: list[Block] = []
 
@@ -324,6 +403,9 @@ class Walk:
             trained_on=self.chance.choice([None, None, None, "q", "org/Q", "r"]),
         )
 
+    def random_handle(self) -> object:
+        return self.chance.choice([None, object(), object()])
+
     def agree(self, real: Callable[[], object], plain: Callable[[], object]) -> None:
         """Check that both calls raise the same class of error, or that neither raises."""
         assert raised(real) == raised(plain)
@@ -332,12 +414,13 @@ class Walk:
         endpoint = self.random_base()
         if self.chance.random() < 0.3:
             endpoint = replace(endpoint, id=ModelId(self.chance.choice(IDS)))
+        handle = self.random_handle()
         if self.chance.random() < 0.5:
-            self.adapters.models.register(endpoint)
-            self.oracle.publish(endpoint)
+            self.adapters.models.register(endpoint, handle=handle)
+            self.oracle.publish(endpoint, handle=handle)
         else:
-            future = self.adapters.models.swap(endpoint)
-            self.oracle.waits.append((future, self.oracle.publish(endpoint)))
+            future = self.adapters.models.swap(endpoint, handle=handle)
+            self.oracle.waits.append((future, self.oracle.publish(endpoint, handle=handle)))
 
     def remove(self) -> None:
         id = self.chance.choice(IDS)
@@ -353,11 +436,11 @@ class Walk:
                 self.oracle.waits.append((future, self.oracle.remove(id) if loaded else None))
 
     def load(self) -> None:
-        adapter = self.random_adapter()
-        self.agree(lambda: self.adapters.load(adapter), lambda: self.oracle.load(adapter))
+        adapter, handle = self.random_adapter(), self.random_handle()
+        self.agree(lambda: self.adapters.load(adapter, handle=handle), lambda: self.oracle.load(adapter, handle))
 
     def swap(self) -> None:
-        adapter, expected = self.random_adapter(), None
+        adapter, handle, expected = self.random_adapter(), self.random_handle(), None
         if self.chance.random() < 0.5 and self.oracle.generations:
             # The current generation of the id, or any generation that was ever published.
             expected = self.oracle.live.get(str(adapter.id))
@@ -365,19 +448,24 @@ class Walk:
                 expected = self.chance.choice(list(self.oracle.generations.values()))
         expect = next((number for number, each in self.oracle.generations.items() if each is expected), None)
         futures: list[Future[ModelEndpoint | None]] = []
-        replaced: list[Publication | None] = []
+        replaced: list[Published | None] = []
         self.agree(
-            lambda: futures.append(self.adapters.swap(adapter, expect=expect)),
-            lambda: replaced.append(self.oracle.swap(adapter, expected)),
+            lambda: futures.append(self.adapters.swap(adapter, handle=handle, expect=expect)),
+            lambda: replaced.append(self.oracle.swap(adapter, expected, handle)),
         )
         self.oracle.waits.extend(zip(futures, replaced, strict=True))
 
     def begin(self) -> None:
         adapter = self.random_adapter()
         block = self.adapters.loading(adapter)
-        begun: list[tuple[Publication, bool]] = []
+        begun: list[tuple[Published, bool, Published | None]] = []
         self.agree(block.__enter__, lambda: begun.append(self.oracle.begin(adapter)))
-        self.blocks.extend(Block(block, adapter, *each) for each in begun)
+        for known, serving, replaced in begun:
+            self.blocks.append(Block(block, adapter, known, serving))
+            if serving:
+                assert not block.idle.done()
+            else:
+                self.oracle.waits.append((block.idle, replaced))
 
     def end(self) -> None:
         if not self.blocks:
@@ -385,21 +473,25 @@ class Walk:
         block = self.blocks.pop(self.chance.randrange(len(self.blocks)))
         fails = self.chance.random() < 0.4
         failure = ValueError("no") if fails else None
+        block.block.handle = self.random_handle()
 
         def leave() -> None:
             try:
-                assert not block.block.__exit__(None if failure is None else type(failure), failure, None)
+                block.block.__exit__(None if failure is None else type(failure), failure, None)
             except ValueError as error:
                 if error is not failure:
                     raise
 
-        self.agree(leave, lambda: self.oracle.end(block, fails))
+        replaced: list[Published | None] = []
+        self.agree(leave, lambda: replaced.append(self.oracle.end(block, fails, block.block.handle)))
+        if block.serving:
+            self.oracle.waits.append((block.block.idle, replaced[0] if replaced else None))
 
     def lease(self) -> None:
         base = self.chance.choice(BASES[:3] + IDS)
         names = self.chance.sample([*NAMES, "a:x", "a:x:y", "b:y"], self.chance.choice([0, 1, 1, 2]))
         leases: list[StackLease] = []
-        leased: list[list[Publication]] = []
+        leased: list[list[Published]] = []
         self.agree(
             lambda: leases.append(self.adapters.lease_stack(base, stack_of(*names))),
             lambda: leased.append(self.oracle.stack(base, names)),
@@ -409,14 +501,18 @@ class Walk:
                 publication.leases += 1
             assert [each.adapter for each in lease.members] == [each.adapter for each in publications[1:]]
             assert [self.oracle.generations[each.generation] for each in lease.members] == publications[1:]
+            assert [lease.handle, *(each.handle for each in lease.members)] == [each.handle for each in publications]
             self.oracle.leases.append((lease.release, publications))
 
     def lease_one(self) -> None:
         id = self.chance.choice(IDS)
         publication = self.oracle.live.get(id)
-        if publication is not None and publication.endpoint.status == "ready":
+        if publication is not None and self.oracle.shown(publication).status == "ready":
             publication.leases += 1
-            self.oracle.leases.append((ModelRouter(self.adapters.models).lease(id).release, [publication]))
+            lease = ModelRouter(self.adapters.models).lease(id)
+            assert lease.endpoint == self.oracle.shown(publication)
+            assert (lease.adapter, lease.handle) == (publication.adapter, publication.handle)
+            self.oracle.leases.append((lease.release, [publication]))
 
     def release(self) -> None:
         for _ in range(min(self.chance.randrange(4), len(self.oracle.leases))):
@@ -434,18 +530,22 @@ class Walk:
 
     def replace_everything(self) -> None:
         other = AdapterRegistry(ModelRegistry())
-        contents: dict[str, tuple[ModelEndpoint, LoraAdapter | None]] = {}
+        contents: dict[str, tuple[ModelEndpoint, LoraAdapter | None, object]] = {}
         kept = [each for each in self.oracle.live.values() if each.adapter is None]
         for endpoint in [*(each.declared for each in kept), self.random_base()]:
             if self.chance.random() < 0.8:
-                other.models.register(endpoint)
-                contents[str(endpoint.id)] = endpoint, None
+                handle = self.random_handle()
+                other.models.register(endpoint, handle=handle)
+                contents[str(endpoint.id)] = endpoint, None, handle
         for adapter in [*(each.adapter for each in self.oracle.live.values()), self.random_adapter()]:
             if adapter is not None and self.chance.random() < 0.8:
                 with suppress(RoutingError):
-                    contents[str(adapter.id)] = other.load(adapter), adapter
-        self.adapters.models.replace_with(other.models)
-        self.oracle.replace_with(contents)
+                    contents[str(adapter.id)] = other.load(adapter, handle="new"), adapter, "new"
+        change = self.adapters.models.replace_with(other.models)
+        gone = self.oracle.replace_with(contents)
+        assert change.idle.done() == (not any(each.leases for each in gone))
+        if change.idle.done():
+            assert sorted(map(str, change.idle.result())) == sorted(str(each.last) for each in gone)
 
     def step(self) -> None:
         often = [self.load, self.swap, self.lease, self.release, self.lease_one]
@@ -463,6 +563,7 @@ def test_whatever_is_called_the_registry_does_what_the_oracle_says(seed: int) ->
     for _ in range(250):
         walk.step()
         walk.oracle.check(walk.adapters)
+        walk.oracle.check_idle(walk.idle)
     twin = copy.deepcopy(walk.adapters)
     while walk.blocks:
         walk.end()

@@ -1,6 +1,6 @@
 """The model directory of a Python LLM server: which names exist, what each one serves, and which one answers."""
 
-from bonsai_routing.adapter_registry import AdapterRegistry
+from bonsai_routing.adapter_registry import AdapterLoad, AdapterRegistry
 from bonsai_routing.adapters import AdapterRef, AdapterStack
 from bonsai_routing.config import ConfigError, RoutingConfig
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
@@ -24,7 +24,7 @@ from bonsai_routing.errors import (
     RoutingError,
     StaleGenerationError,
 )
-from bonsai_routing.leases import DrainingEndpoint, Lease
+from bonsai_routing.leases import DrainingEndpoint, Lease, Publication
 from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.openai import ErrorResponse, error_response, model_response, models_response
@@ -36,6 +36,7 @@ from bonsai_routing.suggestions import suggestions
 __all__ = [
     "AdapterBaseError",
     "AdapterConfigError",
+    "AdapterLoad",
     "AdapterLoadedError",
     "AdapterRef",
     "AdapterRegistry",
@@ -55,6 +56,7 @@ __all__ = [
     "ModelRegistry",
     "ModelRouter",
     "NoModelsAvailableError",
+    "Publication",
     "RegistryChange",
     "RoutingConfig",
     "RoutingError",

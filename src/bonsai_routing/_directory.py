@@ -35,91 +35,20 @@ So an endpoint in ``ready`` is always right, and a name that is not in ``ready``
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import TypeVar
 
-from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
-from bonsai_routing.errors import ModelNotReadyError
+from bonsai_routing._record import Record
+from bonsai_routing.endpoint import ModelEndpoint
 
-__all__ = ["Aliases", "Directory", "Record", "Records"]
+__all__ = ["Aliases", "Directory", "Records"]
 
 # The name of the ready record with the largest context. Only this package has the object, so no request can name it.
 LARGEST = object()
 
 Found = TypeVar("Found")
-
-_READY = EndpointStatus.READY
-
-
-class Record:
-    """One state of one registration. A record never changes: a write replaces it."""
-
-    __slots__ = ("adapter", "declared", "endpoint", "generation", "id", "is_ready", "rank", "registered_at")
-
-    def __init__(
-        self,
-        endpoint: ModelEndpoint,
-        declared: ModelEndpoint,
-        registered_at: int,
-        generation: int,
-        rank: int,
-        adapter: object,
-    ) -> None:
-        self.id: str = endpoint.id.value
-        self.endpoint: ModelEndpoint = endpoint
-        self.is_ready: bool = endpoint.status is _READY
-        # The endpoint as it was registered, before any change of its status.
-        self.declared: ModelEndpoint = declared
-        # In whole seconds of Unix time.
-        self.registered_at: int = registered_at
-        # The number of this publication. No other publication in the registry has it.
-        self.generation: int = generation
-        # The position in the order of first registration. No other id in the registry has it.
-        self.rank: int = rank
-        # The LoraAdapter that was published with the endpoint, or None.
-        self.adapter: object = adapter
-
-    def require_ready(self) -> None:
-        """Raise :class:`ModelNotReadyError` unless the endpoint is ready."""
-        if not self.is_ready:
-            raise ModelNotReadyError(self.id, self.endpoint.status)
-
-    def with_status(self, status: EndpointStatus) -> "Record":
-        """Return a record of the same publication whose endpoint has another status."""
-        endpoint = _with_status(self.endpoint, status)
-        return Record(endpoint, self.declared, self.registered_at, self.generation, self.rank, self.adapter)
-
-
-# Filling the slots of a frozen instance one by one takes a fifth of the time of replace(), which checks every field
-# again. That halves the time of set_status().
-(
-    _put_id,
-    _put_display_name,
-    _put_description,
-    _put_base_model,
-    _put_adapter,
-    _put_max_context_length,
-    _put_is_default,
-    _put_status,
-) = (vars(ModelEndpoint)[each.name].__set__ for each in fields(ModelEndpoint))
-
-
-def _with_status(endpoint: ModelEndpoint, status: EndpointStatus) -> ModelEndpoint:
-    if type(endpoint) is not ModelEndpoint:
-        return replace(endpoint, status=status)
-    changed = object.__new__(ModelEndpoint)
-    _put_id(changed, endpoint.id)
-    _put_display_name(changed, endpoint.display_name)
-    _put_description(changed, endpoint.description)
-    _put_base_model(changed, endpoint.base_model)
-    _put_adapter(changed, endpoint.adapter)
-    _put_max_context_length(changed, endpoint.max_context_length)
-    _put_is_default(changed, endpoint.is_default)
-    _put_status(changed, status)
-    return changed
-
+Name = TypeVar("Name")
 
 # What a write changes: records by id, and the targets of aliases. None removes.
 Records = Mapping[str, Record | None]
@@ -144,7 +73,7 @@ class Tables:
 class Directory:
     """The index of one registry. Reading needs no lock; writing needs the store's."""
 
-    __slots__ = ("aliases_of", "before", "before_aliases", "heap", "ready", "tables")
+    __slots__ = ("aliases_of", "before", "before_aliases", "followers_of", "heap", "ready", "tables")
 
     def __init__(self) -> None:
         # The only reference to the tables, so that a reader gets all of the old ones or all of the new ones.
@@ -155,8 +84,9 @@ class Directory:
         self.before_aliases: Aliases = {}
         # The endpoints that may be served, by name.
         self.ready: dict[object, ModelEndpoint] = {}
-        # For writers: the aliases of each id.
+        # For writers: the aliases of each id, and the ids of the adapters' endpoints that follow it.
         self.aliases_of: dict[str, list[str | None]] = {}
+        self.followers_of: dict[str, list[str]] = {}
         # For writers: (-context length, rank, id) of each ready record, as a heap. It may have outdated entries, which
         # are recognised when they reach the top.
         self.heap: list[tuple[int, int, str]] = []
@@ -247,6 +177,9 @@ class Directory:
         for name in before:
             ready.pop(name, None)
         for id, record in records.items():
+            old = present.get(id)
+            if (old is not None and old.adapter) or (record is not None and record.adapter):
+                _move(id, _base(old), _base(record), self.followers_of)
             if record is None:
                 present.pop(id, None)
             else:
@@ -281,27 +214,18 @@ class Directory:
         self.ready = {}
         # An exception may have left the announcement of a write that has changed nothing.
         self.before = {}
-        self.aliases_of, self.heap = other.aliases_of, other.heap
+        self.aliases_of, self.followers_of, self.heap = other.aliases_of, other.followers_of, other.heap
         # Everything becomes visible.
         self.tables = other.tables
         self.ready = other.ready
 
     def _set_targets(self, aliases: Aliases) -> None:
-        targets, aliases_of = self.tables.aliases, self.aliases_of
+        targets = self.tables.aliases
         for alias, target in aliases.items():
             old = targets.get(alias)
             if target != old:
                 # The target is changed last, so that repeating this after an exception finds the old one again.
-                if old is not None:
-                    others = aliases_of.get(old, [])
-                    if alias in others:
-                        others.remove(alias)
-                    if not others:
-                        aliases_of.pop(old, None)
-                if target is not None:
-                    others = aliases_of.setdefault(target, [])
-                    if alias not in others:
-                        others.append(alias)
+                _move(alias, old, target, self.aliases_of)
                 targets[alias] = target
 
     def _push(self, record: Record) -> None:
@@ -328,6 +252,27 @@ class Directory:
                 return record
             heappop(heap)
         return None
+
+
+def _base(record: Record | None) -> str | None:
+    """Return the id of the base that a record follows; ``None`` if it follows none."""
+    return None if record is None or record.adapter is None else record.adapter.base_model
+
+
+def _move(name: Name, old: str | None, new: str | None, lists: dict[str, list[Name]]) -> None:
+    """Take *name* out of the list of *old*, and append it to the list of *new*. May be carried out twice."""
+    if old == new:
+        return
+    if old is not None:
+        names = lists.get(old, [])
+        if name in names:
+            names.remove(name)
+        if not names:
+            lists.pop(old, None)
+    if new is not None:
+        names = lists.setdefault(new, [name])
+        if name not in names:
+            names.append(name)
 
 
 def _undo(before: Mapping[object, Record | None], records: Mapping[object, Record]) -> list[Record]:

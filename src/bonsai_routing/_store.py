@@ -3,15 +3,19 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from threading import RLock, get_ident
 from typing import TypeVar, TypeVarTuple
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
-from bonsai_routing._directory import Aliases, Directory, Record, Records
+from bonsai_routing._directory import Aliases, Directory, Records
+from bonsai_routing._ledger import Answer, Departure, IdleFuture, Ledger, OnIdle, complete, new_future
+from bonsai_routing._record import Note, Own, Record
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import ModelNotFoundError
-from bonsai_routing.leases import IdleFuture, Lease, Ledger, complete
+from bonsai_routing.leases import Lease
+from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 
 __all__ = ["Contents", "RegistryChange", "Store"]
@@ -19,9 +23,14 @@ __all__ = ["Contents", "RegistryChange", "Store"]
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
-# What a copy needs: of each endpoint, in order, what it is, as what it was declared, when it was registered and its
-# adapter; and the targets of all aliases, with the default as the alias None.
-Contents = tuple[list[tuple[ModelEndpoint, ModelEndpoint, int, object]], dict[str | None, str]]
+# What a copy needs: all records, in order, and the targets of all aliases, with the default as the alias None.
+Contents = tuple[list[Record], dict[str | None, str]]
+
+
+def _nothing_gone() -> "Future[tuple[ModelEndpoint, ...]]":
+    future = new_future()
+    future.set_result(())
+    return future
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +38,18 @@ class RegistryChange:
     """What :meth:`ModelRegistry.replace_with` changed: the ids of endpoints, as text.
 
     ``added`` and ``changed`` are in the new order of registration, ``removed`` in the old one.
+    ``idle`` is a future of the endpoints that were replaced or removed, in the old order of registration.
+    It completes when the last lease of all of them has ended. It cannot be cancelled.
+    Comparison ignores it, and a copy or a pickle has a future that has completed with ``()``.
     """
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
+    idle: "Future[tuple[ModelEndpoint, ...]]" = field(default_factory=_nothing_gone, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return RegistryChange, (self.added, self.removed, self.changed)
 
 
 class Store:
@@ -43,9 +59,9 @@ class Store:
     calls.
     """
 
-    __slots__ = ("__weakref__", "directory", "generation", "ledger", "lock", "owner", "unfinished")
+    __slots__ = ("__weakref__", "directory", "generation", "ledger", "loads", "lock", "owner", "unfinished", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, on_idle: OnIdle | None) -> None:
         # Lets one write at a time change everything below. It is also held while an endpoint is found and its lease is
         # added, which makes the two one step. Only run() takes it, and no code of a user's runs while it is held.
         # Reentrant, so that a signal handler which wants it in its holder's thread is told, and does not wait for ever.
@@ -53,12 +69,16 @@ class Store:
         # The thread that is at work under the lock; 0 while none is.
         self.owner: int = 0
         self.directory: Directory = Directory()
-        self.ledger: Ledger = Ledger()
+        self.ledger: Ledger = Ledger(on_idle)
         # The last number that a publication got.
         self.generation: int = 0
-        # The write that has begun: what publishes it, with which arguments, and the records that leave the registry.
+        # The futures of the names that somebody waits for.
+        self.waiting: dict[str, Future[ModelEndpoint]] = {}
+        # What loads an adapter, by the id of its endpoint. Each entry is of use as long as its object is alive.
+        self.loads: dict[str, ref[object]] = {}
+        # The write that has begun: what publishes it, with which arguments, and what leaves the registry.
         # It stays here if an exception cuts the write short.
-        self.unfinished: tuple[Callable[..., None], tuple[object, ...], Sequence[Record]] | None = None
+        self.unfinished: tuple[Callable[..., None], tuple[object, ...], Sequence[Departure]] | None = None
         _stores.add(self)
 
     def run(self, work: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
@@ -93,34 +113,62 @@ class Store:
             if self.ledger.ending:
                 self.ledger.settle()
 
-    def publish(self, endpoint: ModelEndpoint, adapter: object = None, future: IdleFuture | None = None) -> Record:
+    def publish(self, endpoint: ModelEndpoint, handle: object = None, future: IdleFuture | None = None) -> Record:
         """Publish *endpoint* as a new generation, and start draining the endpoint that it replaces."""
-        id = endpoint.id.value
-        old = self.directory.tables.records.get(id)
+        old = self.directory.tables.records.get(endpoint.id.value)
         self.generation = generation = self.generation + 1
         rank = generation if old is None else old.rank
-        record = Record(endpoint, endpoint, int(time.time()), generation, rank, adapter)
-        leaving = [] if old is None else [old]
-        self._write({id: record}, {None: id} if endpoint.is_default else {}, leaving, future)
+        record = Record(endpoint, endpoint, int(time.time()), generation, rank, handle)
+        self._replace(record.id, old, record, future)
+        return record
+
+    def publish_adapter(
+        self,
+        declared: ModelEndpoint,
+        adapter: LoraAdapter,
+        own: Own,
+        handle: object = None,
+        future: IdleFuture | None = None,
+    ) -> Record:
+        """Do what ``publish`` does with the endpoint of an adapter, which follows its base from now on."""
+        records = self.directory.tables.records
+        old = records.get(declared.id.value)
+        self.generation = generation = self.generation + 1
+        rank = generation if old is None else old.rank
+        record = Record(declared, declared, int(time.time()), generation, rank, None, None, adapter)
+        record = record.on(records[adapter.base_model], own, handle)
+        self._replace(record.id, old, record, future)
         return record
 
     def remove(self, id: str, future: IdleFuture | None = None) -> ModelEndpoint | None:
         """Remove the endpoint of an id and its aliases, start draining it, and return it."""
-        directory = self.directory
-        old = directory.tables.records.get(id)
+        old = self.directory.tables.records.get(id)
         if old is None:
             complete(future, None)
             return None
-        self._write({id: None}, dict.fromkeys(directory.aliases_of.get(id, ())), [old], future)
+        self._replace(id, old, None, future)
         return old.endpoint
 
-    def set_status(self, id: str, status: EndpointStatus) -> bool:
-        """Give the endpoint of an id another status; return whether the id is registered."""
-        record = self.directory.tables.records.get(id)
-        if record is None:
+    def set_status(self, id: str, status: EndpointStatus, note: Note | None = None, handle: object = None) -> bool:
+        """Give the endpoint of an id another status; return whether the id is registered.
+
+        An adapter's endpoint gets *handle* as well, unless it is ``None``.
+        """
+        records = self.directory.tables.records
+        old = records.get(id)
+        if old is None:
             return False
-        if record.endpoint.status is not status:
-            self._write({id: record.with_status(status)}, {})
+        if old.adapter is not None:
+            own = Own(status, note)
+            new = old.on(records[old.adapter.base_model], own, old.handle if handle is None else handle)
+            if own != old.own or new.handle is not old.handle:
+                self._write({id: new}, {})
+        elif status is not old.endpoint.status or note != old.note:
+            new = old.with_status(status, note)
+            changed: dict[str, Record | None] = {id: new}
+            if id in self.directory.followers_of:
+                self._follow(old, new, changed, {}, [])
+            self._write(changed, {})
         return True
 
     def set_alias(self, alias: str | None, target: str | None) -> bool:
@@ -145,16 +193,22 @@ class Store:
         """Lease the record that *find* returns, before anything else can happen to it."""
         return Lease(find(self.directory, requested_model, required_context), requested_model, self.ledger, self.owner)
 
+    def when_ready(self, name: str) -> "Future[ModelEndpoint]":
+        """Return the future of the endpoint that a name maps to, which completes when this is ready or will not be."""
+        # One for all who wait for the name, so that those who gave up leave nothing behind.
+        future = self.waiting.setdefault(name, new_future())
+        self._answer()
+        return future
+
     def contents(self) -> Contents:
         """Return everything that a copy needs, as of one moment. Needs no lock."""
-        records, aliases = self.directory.snapshot()
-        return [(each.endpoint, each.declared, each.registered_at, each.adapter) for each in records], aliases
+        return self.directory.snapshot()
 
     def replace(self, contents: Contents) -> RegistryChange:
         """Publish *contents* in place of everything, in one step, and return what changes. Takes the lock itself."""
         # The new directory is built without the lock. It is built again, with the lock, only if another write became
         # visible in the meantime.
-        directory = self.directory
+        directory, ledger = self.directory, self.ledger
         first = self.run(self._reserve, len(contents[0]))
         seen = directory.before, directory.tables
         built = _build(directory.all_records(), contents, first)
@@ -163,13 +217,12 @@ class Store:
             new, gone, change = built
             if directory.before is not seen[0] or directory.tables is not seen[1]:
                 new, gone, change = _build(directory.all_records(), contents, first)
-            leaving = [gone[generation] for generation in sorted(gone.keys() & self.ledger.held.keys())]
-            self.unfinished = directory.replace, (new,), leaving
-            for record in leaving:
-                self.ledger.leave(record, None)
-            directory.replace(new)
-            self.unfinished = None
-            return change
+            in_use = [each for each in gone if ledger.on_idle is not None or each.generation in ledger.held]
+            futures: list[IdleFuture] = [new_future() for _ in in_use]
+            idle = _all_idle(futures, tuple(record.endpoint for record in gone))
+            leaving = [Departure(record, future) for record, future in zip(in_use, futures, strict=True)]
+            self._carry_out(directory.replace, (new,), leaving)
+            return RegistryChange(*change, idle)
 
         return self.run(publish)
 
@@ -180,6 +233,7 @@ class Store:
         """
         thread = get_ident()
         self.ledger.keep_leases_of(thread)
+        self.loads = {}
         if self.owner != thread:
             self.lock = RLock()
             self.owner = 0
@@ -191,78 +245,144 @@ class Store:
         self.generation += count
         return self.generation - count + 1
 
-    def _write(
-        self,
-        records: Records,
-        aliases: Aliases,
-        leaving: Sequence[Record] = (),
-        future: IdleFuture | None = None,
-    ) -> None:
-        directory = self.directory
-        before = directory.begin(records, aliases)
-        self.unfinished = directory.update, (before, records, aliases), leaving
-        # A generation drains before the write is visible, so that nobody sees it as gone and as not leased.
-        for record in leaving:
-            self.ledger.leave(record, future)
-        directory.update(before, records, aliases)
-        if future is not None and not leaving:
+    def _replace(self, id: str, old: Record | None, new: Record | None, future: IdleFuture | None) -> None:
+        """Write *new* in place of *old*, and what this changes for aliases and for the adapters on the id."""
+        records: dict[str, Record | None] = {id: new}
+        aliases: dict[str | None, str | None] = {}
+        leaving: list[Departure] = []
+        if old is not None:
+            leaving.append(Departure(old, future))
+            if new is None:
+                aliases = dict.fromkeys(self.directory.aliases_of.get(id, ()))
+            if id in self.directory.followers_of:
+                self._follow(old, new, records, aliases, leaving)
+        else:
             complete(future, None)
+        if new is not None and new.endpoint.is_default:
+            aliases[None] = id
+        self._write(records, aliases, leaving)
+
+    def _follow(
+        self,
+        old: Record,
+        new: Record | None,
+        records: dict[str, Record | None],
+        aliases: dict[str | None, str | None],
+        leaving: list[Departure],
+    ) -> None:
+        """Add to a write of a base what it changes for the adapters on it: without their weights' base, they go."""
+        stay = new is not None and new.has_weights_of(old)
+        for id in self.directory.followers_of[old.id]:
+            follower = self.directory.tables.records[id]
+            if new is not None and stay:
+                records[id] = follower.on(new, follower.own, follower.handle)
+            else:
+                records[id] = None
+                aliases.update(dict.fromkeys(self.directory.aliases_of.get(id, ())))
+                leaving.append(Departure(follower))
+
+    def _write(self, records: Records, aliases: Aliases, leaving: Sequence[Departure] = ()) -> None:
+        before = self.directory.begin(records, aliases)
+        self._carry_out(self.directory.update, (before, records, aliases), leaving)
+
+    def _carry_out(
+        self, publish: Callable[..., None], arguments: tuple[object, ...], leaving: Sequence[Departure]
+    ) -> None:
+        """Make a write visible. It may be carried out again after an exception cut it short."""
+        self.unfinished = publish, arguments, leaving
+        # A generation drains before the write is visible, so that nobody sees it as gone and as not leased.
+        for departure in leaving:
+            self.ledger.leave(departure)
+        publish(*arguments)
+        if self.waiting:
+            self._answer()
         self.unfinished = None
 
     def _finish_cut_short(self) -> None:
         """Carry out a write that an exception or a fork has cut short.
 
-        Its future is left alone: its caller never got it, and if the exception came while it was being completed, the
-        future's own lock may be held for ever.
+        Its futures are left alone: its caller never got them, and if the exception came while one was being completed,
+        the future's own lock may be held for ever.
         """
         assert self.unfinished is not None
-        publish, arguments, leaving = self.unfinished
-        for record in leaving:
-            self.ledger.leave(record, None)
-        publish(*arguments)
-        self.unfinished = None
+        for departure in self.unfinished[2]:
+            departure.future = None
+        self._carry_out(*self.unfinished)
+
+    def _answer(self) -> None:
+        """Have the futures completed whose names are ready, or will not be."""
+        for name, future in self.waiting.copy().items():
+            record = self.directory.find(name)
+            if record is None or record.endpoint.status is not EndpointStatus.LOADING:
+                self.ledger.tell(future, Answer(future, name, record))
+                self.waiting.pop(name, None)
 
 
 def _build(
     present: list[Record], contents: Contents, first: int
-) -> tuple[Directory, dict[int, Record], RegistryChange]:
+) -> tuple[Directory, list[Record], tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
     """Return a directory of *contents*, the *present* records that it replaces or removes, and what changes.
 
     The new records get the generations from *first* on.
     """
-    endpoints, aliases = contents
+    records, aliases = contents
     old = {record.id: record for record in present}
     gone = {record.generation: record for record in present}
     new: dict[str, Record] = {}
     added: list[str] = []
     changed: list[str] = []
-    for rank, (endpoint, declared, registered_at, adapter) in enumerate(endpoints, first):
-        id = endpoint.id.value
+    for rank, record in enumerate(records, first):
+        id = record.id
         live = old.get(id)
+        source, generation = record, rank
         if live is None:
             added.append(id)
-        elif adapter != live.adapter or endpoint not in (live.endpoint, live.declared):
+        elif live.is_declared_as(record):
+            # What the server has made of the model since stays.
+            source, generation = live, live.generation
+            del gone[generation]
+        if live is not None and (generation == rank or record.endpoint.is_default != live.endpoint.is_default):
             changed.append(id)
-        if live is not None and adapter == live.adapter and _is_same_publication(endpoint, live):
-            if endpoint.is_default == live.endpoint.is_default:
-                endpoint = live.endpoint
-            else:
-                endpoint = replace(live.endpoint, is_default=endpoint.is_default)
-            new[id] = Record(endpoint, declared, live.registered_at, live.generation, rank, adapter)
-            gone.pop(live.generation)
-        else:
-            new[id] = Record(endpoint, declared, registered_at, rank, rank, adapter)
+        endpoint = source.endpoint
+        if endpoint.is_default != record.endpoint.is_default:
+            endpoint = replace(endpoint, is_default=record.endpoint.is_default)
+        new[id] = Record(
+            endpoint,
+            record.declared,
+            source.registered_at,
+            generation,
+            rank,
+            source.handle,
+            source.note,
+            source.adapter,
+            source.own,
+        )
+    for id, record in new.items():
+        if record.adapter is not None:
+            new[id] = record.on(new[record.adapter.base_model], record.own, record.handle)
     directory = Directory()
     directory.update(directory.begin(new, aliases), new, aliases)
     removed = tuple(id for id in old if id not in new)
-    return directory, gone, RegistryChange(tuple(added), removed, tuple(changed))
+    return directory, [*gone.values()], (tuple(added), removed, tuple(changed))
 
 
-def _is_same_publication(endpoint: ModelEndpoint, live: Record) -> bool:
-    """Return whether *endpoint* is the live endpoint, as it is or as it was declared, except for ``is_default``."""
-    return any(
-        endpoint in (known, replace(known, is_default=endpoint.is_default)) for known in (live.endpoint, live.declared)
-    )
+def _all_idle(
+    futures: Sequence[IdleFuture], endpoints: tuple[ModelEndpoint, ...]
+) -> "Future[tuple[ModelEndpoint, ...]]":
+    """Return a future that completes with *endpoints* when all *futures* have completed."""
+    idle = new_future()
+    awaited = set(map(id, futures))
+
+    def look(future: IdleFuture) -> None:
+        awaited.discard(id(future))
+        if not awaited:
+            complete(idle, endpoints)
+
+    for future in futures:
+        future.add_done_callback(look)
+    if not futures:
+        complete(idle, endpoints)
+    return idle
 
 
 _stores: "WeakSet[Store]" = WeakSet()

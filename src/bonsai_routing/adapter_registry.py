@@ -2,22 +2,24 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
+from types import TracebackType
+from typing import Any
+from weakref import ref
 
-from bonsai_routing._checks import check_name
-from bonsai_routing._directory import Record
+from bonsai_routing._checks import check_name, check_tokens
+from bonsai_routing._ledger import IdleFuture, complete, new_future
+from bonsai_routing._record import Note, Own
 from bonsai_routing._store import Store
 from bonsai_routing.adapters import AdapterStack
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import AdapterBaseError, AdapterLoadedError, ModelNotFoundError, StaleGenerationError
-from bonsai_routing.leases import IdleFuture, complete, idle_future
 from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
 from bonsai_routing.stacks import StackLease, lease_stack
 
-__all__ = ["AdapterRegistry"]
+__all__ = ["AdapterLoad", "AdapterRegistry"]
 
 
 class AdapterRegistry:
@@ -25,6 +27,13 @@ class AdapterRegistry:
 
     The object has no state of its own: *models* stores each adapter beside its endpoint.
     When the endpoint is unregistered or replaced, by any means, *models* drops the adapter as well.
+
+    The endpoint of an adapter follows the base's, each change in the same step as the base's:
+    it is ready only while the base is, and has the base's status until then;
+    its context length is the base's, or the adapter's own if that is shorter;
+    it is removed when the base is removed or gets other weights, which means another ``base_model`` or ``adapter``;
+    it stays, with its generation, when the base is registered anew with the same weights.
+
     Several adapter registries of the same *models* always agree.
     Threads may share an adapter registry. Reading takes no lock.
 
@@ -41,11 +50,19 @@ class AdapterRegistry:
             raise TypeError(f"models must be a ModelRegistry, not {models!r}")
         self.models: ModelRegistry = models
 
-    def load(self, adapter: LoraAdapter, *, check_base: bool = True) -> ModelEndpoint:
+    def load(
+        self,
+        adapter: LoraAdapter,
+        *,
+        handle: object = None,
+        status: EndpointStatus | str = EndpointStatus.READY,
+        check_base: bool = True,
+    ) -> ModelEndpoint:
         """Publish the endpoint ``base:name`` of an adapter that the engine has loaded, and return the endpoint.
 
-        The endpoint is ready and has the ``base_model`` of the base.
-        Its context length is the adapter's if the adapter has a context length, and otherwise the base's.
+        The endpoint follows its base, which :class:`AdapterRegistry` explains.
+        *handle* is the engine's object, which the leases of this publication have; the library does not look at it.
+        *status* is the adapter's own status.
         Raises :class:`ModelNotFoundError` when the base is not registered, and :class:`AdapterLoadedError` when the id
         is registered already.
         Raises :class:`AdapterBaseError` when the base is itself the endpoint of an adapter, when the adapter's context
@@ -53,11 +70,12 @@ class AdapterRegistry:
         ``check_base=False`` skips the comparison of the weights.
         """
         _check_adapter(adapter)
+        own = Own(EndpointStatus(status), None)
         store = self.models._store
-        return store.run(_load, store, adapter, check_base)
+        return store.run(load_adapter, store, adapter, own, handle, check_base)
 
     def swap(
-        self, adapter: LoraAdapter, *, expect: int | None = None, check_base: bool = True
+        self, adapter: LoraAdapter, *, handle: object = None, expect: int | None = None, check_base: bool = True
     ) -> Future[ModelEndpoint | None]:
         """Load an adapter, or replace the endpoint that has its id, and return the future of the replaced endpoint.
 
@@ -68,9 +86,9 @@ class AdapterRegistry:
         changes nothing.
         """
         _check_adapter(adapter)
-        future = idle_future()
+        future = new_future()
         store = self.models._store
-        store.run(_swap, store, adapter, expect, check_base, future)
+        store.run(_swap, store, adapter, handle, expect, check_base, future)
         return future
 
     def unload(self, id: ModelId | str) -> Future[ModelEndpoint | None]:
@@ -80,39 +98,37 @@ class AdapterRegistry:
         If no adapter has that id, nothing is removed and the future has completed with ``None``.
         """
         key = check_name("id", id)
-        future = idle_future()
+        future = new_future()
         store = self.models._store
         store.run(_unload, store, key, future)
         return future
 
-    @contextmanager
-    def loading(self, adapter: LoraAdapter, *, check_base: bool = True) -> Iterator[ModelEndpoint]:
-        """Publish an adapter that the engine loads in the ``with`` block.
+    def loading(self, adapter: LoraAdapter, *, check_base: bool = True) -> "AdapterLoad":
+        """Return the ``with`` block in which the engine loads *adapter*.
 
-        The status is ``loading`` during the block. After the block it is ``ready``, or ``error`` if the block raises.
+        The status of the adapter is ``loading`` during the block. After the block it is ``ready``, or ``error`` if the
+        block raises, and then the text of the exception is the reason that :class:`ModelNotReadyError` has.
         If a ready endpoint already has the id, this endpoint keeps serving during the block.
         The adapter then replaces it after the block, or never if the block raises.
-        The block gets the adapter's endpoint with the status ``loading``.
+        The block gets the :class:`AdapterLoad`, to give it the engine's object:
 
-        Raises the errors of :meth:`load`, except :class:`AdapterLoadedError`.
-        Raises :class:`StaleGenerationError` after the block when the endpoint was replaced or removed in the meantime.
+        >>> models = ModelRegistry()
+        >>> models.register(ModelEndpoint("bonsai-8b", "qwen3-8b"))
+        >>> with AdapterRegistry(models).loading(LoraAdapter("code", "bonsai-8b", "adapters/code")) as load:
+        ...     load.handle = f"the weights for {load.endpoint.id}"
+
+        On entering, the block raises the errors of :meth:`load`. :class:`AdapterLoadedError` then means that another
+        block is loading the id.
+        On leaving, it raises :class:`StaleGenerationError` when the endpoint was replaced or removed in the meantime.
         An exception of the block is not caught.
         """
         _check_adapter(adapter)
-        store = self.models._store
-        loading, known, serving = store.run(_begin_loading, store, adapter, check_base)
-        try:
-            yield loading
-        except BaseException:
-            if not serving:
-                store.run(_fail_loading, store, adapter, known)
-            raise
-        store.run(_end_loading, store, adapter, check_base, known, serving)
+        return AdapterLoad(self.models._store, adapter, check_base)
 
     def get(self, id: ModelId | str) -> LoraAdapter | None:
         """Return the adapter whose endpoint has that id; ``None`` if there is none."""
         record = self.models._directory.find_id(check_name("id", id))
-        return None if record is None else _adapter(record)
+        return None if record is None else record.adapter
 
     def of(self, base: ModelId | str) -> list[LoraAdapter]:
         """Return the adapters on the base endpoint of that id."""
@@ -120,8 +136,8 @@ class AdapterRegistry:
         return [adapter for adapter in self if adapter.base_model == key]
 
     def __iter__(self) -> Iterator[LoraAdapter]:
-        adapters = map(_adapter, self.models._directory.all_records())
-        return iter([adapter for adapter in adapters if adapter is not None])
+        records = self.models._directory.all_records()
+        return iter([record.adapter for record in records if record.adapter is not None])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -129,69 +145,181 @@ class AdapterRegistry:
     def __repr__(self) -> str:
         return f"<AdapterRegistry adapters={len(self)} models={self.models!r}>"
 
-    def lease_stack(self, base: ModelId | str, stack: AdapterStack) -> StackLease:
-        """Lease a base, by id or alias, together with the adapters of *stack* on it.
+    def lease_stack(
+        self, base: ModelId | str | None, stack: AdapterStack, required_context: int | None = None
+    ) -> StackLease:
+        """Lease a base, by id or alias, together with the adapters of *stack* on it; ``None`` means the default.
 
         A name in the stack is the name or the id of an adapter.
         If the stack is empty, only the base is leased.
+        If *required_context*, in tokens, is given, it must fit into the context of the base and of each adapter.
         Raises :class:`ModelNotFoundError` when the base or an adapter is not found, and :class:`ModelNotReadyError`
         when its endpoint is not ready.
+        Raises :class:`NoModelsAvailableError` when *base* is ``None`` and there is no default.
         Raises :class:`AdapterBaseError` when *base* is itself the endpoint of an adapter, or when an adapter of the
-        stack is on another base.
+        stack is on another base, and :class:`ContextTooLongError` for the shortest context if the tokens do not fit.
         If it raises, nothing is leased.
         """
-        requested = check_name("base", base)
+        requested = None if base is None else check_name("base", base)
         if not isinstance(stack, AdapterStack):
             raise TypeError(f"stack must be an AdapterStack, not {stack!r}")
+        if required_context is not None:
+            check_tokens("required_context", required_context)
         store = self.models._store
-        return store.run(lease_stack, store, requested, list(stack.adapters))
+        return store.run(lease_stack, store, requested, list(stack.adapters), required_context)
+
+
+class AdapterLoad:
+    """The ``with`` block in which an engine loads an adapter. :meth:`AdapterRegistry.loading` explains it.
+
+    ``endpoint`` is the adapter's endpoint as it is in the block, with the status ``loading``.
+    Set ``handle`` to the engine's object in the block: it is published together with the status ``ready``.
+    ``idle`` is the future of the endpoint that the adapter replaces, as :meth:`AdapterRegistry.swap` returns it.
+    If it replaces none, the future completes with ``None``, at the end of the block at the latest.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_adapter",
+        "_check_base",
+        "_is_over",
+        "_known",
+        "_serving",
+        "_store",
+        "endpoint",
+        "handle",
+        "idle",
+    )
+
+    def __init__(self, store: Store, adapter: LoraAdapter, check_base: bool) -> None:
+        self.endpoint: ModelEndpoint
+        self.handle: Any = None
+        self.idle: Future[ModelEndpoint | None] = new_future()
+        self._store = store
+        self._adapter = adapter
+        self._check_base = check_base
+        # The generation that must be there at the end of the block; None before the block.
+        self._known: int | None = None
+        # Whether a ready endpoint keeps serving during the block.
+        self._serving = False
+        # Whether the block has ended.
+        self._is_over = False
+
+    def __enter__(self) -> "AdapterLoad":
+        if self._known is not None:
+            raise RuntimeError("an AdapterLoad is for one with block")
+        replaced = new_future()
+        self._store.run(self._begin, replaced)
+        if not self._serving:
+            replaced.add_done_callback(self._is_idle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        replaced = new_future()
+        try:
+            if error is None:
+                self._store.run(self._succeed, replaced)
+            else:
+                self._store.run(self._fail, _reason(error))
+                complete(replaced, None)
+        except BaseException:
+            complete(replaced, None)
+            raise
+        finally:
+            self._is_over = True
+            self._store.loads.pop(self._adapter.id.value, None)
+            if self._serving:
+                replaced.add_done_callback(self._is_idle)
+
+    def __del__(self) -> None:
+        if self._known is not None and not self._is_over:
+            self._store.run(self._fail, "the loading was given up")
+
+    def __repr__(self) -> str:
+        return f"<AdapterLoad of '{self._adapter.id}'>"
+
+    def _is_idle(self, replaced: IdleFuture) -> None:
+        # Not completed by the registry itself, which must not run callbacks under its lock.
+        complete(self.idle, replaced.result())
+
+    # These need the store's lock.
+
+    def _begin(self, replaced: IdleFuture) -> None:
+        store, adapter = self._store, self._adapter
+        id = adapter.id.value
+        declared = _endpoint(store, adapter, self._check_base)
+        load = store.loads.get(id)
+        if load is not None and load() is not None:
+            raise AdapterLoadedError(id)
+        present = store.directory.find_id(id)
+        if present is not None and (present.is_ready or present.own == _READY):
+            self._serving = True
+            self.endpoint = replace(declared, status=EndpointStatus.LOADING)
+        else:
+            present = store.publish_adapter(declared, adapter, _LOADING, None, replaced)
+            self.endpoint = present.endpoint
+        self._known = present.generation
+        store.loads[id] = ref(self)
+
+    def _succeed(self, replaced: IdleFuture) -> None:
+        store, adapter = self._store, self._adapter
+        _expect(store, adapter, self._known)
+        if self._serving:
+            declared = _endpoint(store, adapter, self._check_base)
+            store.publish_adapter(declared, adapter, _READY, self.handle, replaced)
+        else:
+            store.set_status(adapter.id.value, EndpointStatus.READY, None, self.handle)
+
+    def _fail(self, reason: str) -> None:
+        store, adapter = self._store, self._adapter
+        if not self._serving and _generation(store, adapter) == self._known:
+            store.set_status(adapter.id.value, EndpointStatus.ERROR, Note(reason, None))
+
+
+_READY = Own(EndpointStatus.READY, None)
+_LOADING = Own(EndpointStatus.LOADING, None)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the text of an exception, or its type if it has none."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return text or type(error).__name__
 
 
 # These functions need the store's lock.
 
 
-def _load(store: Store, adapter: LoraAdapter, check_base: bool) -> ModelEndpoint:
+def load_adapter(
+    store: Store, adapter: LoraAdapter, own: Own, handle: object, check_base: bool, is_default: bool = False
+) -> ModelEndpoint:
+    """Publish an adapter that is not loaded. The endpoint asks to be the default if *is_default* is true."""
     endpoint = _endpoint(store, adapter, check_base)
     if _generation(store, adapter) is not None:
         raise AdapterLoadedError(adapter.id.value)
-    return store.publish(endpoint, adapter).endpoint
+    declared = replace(endpoint, status=own.status, is_default=is_default)
+    return store.publish_adapter(declared, adapter, own, handle).endpoint
 
 
-def _swap(store: Store, adapter: LoraAdapter, expect: int | None, check_base: bool, future: IdleFuture) -> None:
+def _swap(
+    store: Store, adapter: LoraAdapter, handle: object, expect: int | None, check_base: bool, future: IdleFuture
+) -> None:
     endpoint = _endpoint(store, adapter, check_base)
     if expect is not None:
         _expect(store, adapter, expect)
-    store.publish(endpoint, adapter, future)
+    store.publish_adapter(endpoint, adapter, _READY, handle, future)
 
 
 def _unload(store: Store, id: str, future: IdleFuture) -> None:
     record = store.directory.find_id(id)
-    if record is not None and _adapter(record) is not None:
+    if record is not None and record.adapter is not None:
         store.remove(id, future)
     else:
         complete(future, None)
-
-
-def _begin_loading(store: Store, adapter: LoraAdapter, check_base: bool) -> tuple[ModelEndpoint, int, bool]:
-    """Return the loading endpoint, the generation to expect at the end, and whether a ready endpoint keeps serving."""
-    loading = replace(_endpoint(store, adapter, check_base), status=EndpointStatus.LOADING)
-    present = store.directory.find_id(adapter.id.value)
-    if present is not None and present.is_ready:
-        return loading, present.generation, True
-    return loading, store.publish(loading, adapter).generation, False
-
-
-def _fail_loading(store: Store, adapter: LoraAdapter, known: int) -> None:
-    if _generation(store, adapter) == known:
-        store.set_status(adapter.id.value, EndpointStatus.ERROR)
-
-
-def _end_loading(store: Store, adapter: LoraAdapter, check_base: bool, known: int, serving: bool) -> None:
-    _expect(store, adapter, known)
-    if serving:
-        store.publish(_endpoint(store, adapter, check_base), adapter)
-    else:
-        store.set_status(adapter.id.value, EndpointStatus.READY)
 
 
 def _generation(store: Store, adapter: LoraAdapter) -> int | None:
@@ -199,7 +327,7 @@ def _generation(store: Store, adapter: LoraAdapter) -> int | None:
     return None if record is None else record.generation
 
 
-def _expect(store: Store, adapter: LoraAdapter, generation: int) -> None:
+def _expect(store: Store, adapter: LoraAdapter, generation: int | None) -> None:
     """Raise :class:`StaleGenerationError` when *generation* is not the current generation of the adapter's id."""
     present = _generation(store, adapter)
     if present != generation:
@@ -228,11 +356,6 @@ def _endpoint(store: Store, adapter: LoraAdapter, check_base: bool) -> ModelEndp
             max_context_length=limit,
         )
     raise AdapterBaseError(adapter.name, adapter.base_model, rule)
-
-
-def _adapter(record: Record) -> LoraAdapter | None:
-    """Return the adapter that was published with an endpoint; ``None`` if there is none."""
-    return record.adapter if isinstance(record.adapter, LoraAdapter) else None
 
 
 def _check_adapter(adapter: LoraAdapter) -> None:

@@ -9,13 +9,15 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bonsai_routing._config_conflicts import find_conflicts
 from bonsai_routing._config_reader import ADAPTER_KEYS, ENDPOINT_KEYS, KEYS, ConfigReader, DuplicateKeys
-from bonsai_routing.adapter_registry import AdapterRegistry
+from bonsai_routing._record import Own
+from bonsai_routing.adapter_registry import load_adapter
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import RoutingError
+from bonsai_routing.leases import Publication
 from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
@@ -132,22 +134,31 @@ class RoutingConfig:
             mapping["aliases"] = dict(self.aliases)
         return mapping
 
-    def registry(self) -> ModelRegistry:
+    def registry(
+        self,
+        *,
+        status: EndpointStatus | str | None = None,
+        on_idle: Callable[[Publication], object] | None = None,
+    ) -> ModelRegistry:
         """Return a new registry with the endpoints, then the endpoints of the adapters, the aliases and the default.
 
+        What is ready by this configuration gets *status* instead; ``None`` leaves it ready. A server that loads its
+        models after it has started passes ``"loading"``.
+        *on_idle* is that of the new :class:`ModelRegistry`.
         To update a registry that is in use, pass the new registry to :meth:`ModelRegistry.replace_with`.
         """
-        models = ModelRegistry()
+        ready = EndpointStatus.READY if status is None else EndpointStatus(status)
+        models = ModelRegistry(on_idle=on_idle)
         # No alias has the same name as an id, so a default that is an alias is not an id as well.
         default = None if self.default is None else dict(self.aliases).get(self.default, self.default)
         for endpoint in self.endpoints:
+            if endpoint.status.is_available():
+                endpoint = replace(endpoint, status=ready)
             models.register(endpoint.set_default() if endpoint.id.value == default else endpoint)
-        loaded = AdapterRegistry(models)
+        store = models._store
         for adapter in self.adapters:
-            endpoint = loaded.load(adapter)
-            if endpoint.id.value == default:
-                # register() would publish the endpoint without its adapter.
-                models._store.run(models._store.publish, endpoint.set_default(), adapter)
+            is_default = adapter.id.value == default
+            store.run(load_adapter, store, adapter, Own(ready, None), None, True, is_default)
         for alias, target in self.aliases:
             models.add_alias(alias, target)
         return models

@@ -67,12 +67,16 @@ class ModelNotReadyError(RoutingError):
 
     ``model`` is the endpoint's id, also when an alias was requested.
     ``status`` is the text of its :class:`EndpointStatus`: ``"loading"``, ``"error"`` or ``"disabled"``.
+    ``reason`` is what the server has said about it, for people and not for clients; ``None`` if it has said nothing.
+    ``retry_after`` is in how many seconds a client may try again; ``None`` means unknown.
     """
 
-    def __init__(self, model: str, status: str) -> None:
-        super().__init__(model, status)
+    def __init__(self, model: str, status: str, reason: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(model, status, reason, retry_after)
         self.model = model
         self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         return f"model '{self.model}' is not ready (status: {self.status})"

@@ -1,10 +1,12 @@
 """What OpenAI's clients read: the bodies of ``/v1/models`` and of errors, as dictionaries ready for JSON."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from bonsai_routing._checks import check_name
-from bonsai_routing._directory import Directory, Record
+from bonsai_routing._directory import Directory
+from bonsai_routing._record import Record
 from bonsai_routing.endpoint import EndpointStatus
 from bonsai_routing.errors import (
     AdapterBaseError,
@@ -17,7 +19,6 @@ from bonsai_routing.errors import (
     RoutingError,
     StaleGenerationError,
 )
-from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.router import OWNER, ModelRouter
 
@@ -25,7 +26,7 @@ __all__ = ["ErrorResponse", "error_response", "model_response", "models_response
 
 # In seconds. OpenAI's client tries three times in all and waits this long in between; some versions of it ignore more
 # than 60 seconds, and others give up at more than 120.
-_RETRY_AFTER = "5"
+_RETRY_AFTER = 5
 
 # The header that OpenAI's client obeys before it looks at the status; otherwise it repeats every 409 and 5xx.
 _NO_RETRY = {"x-should-retry": "false"}
@@ -108,7 +109,7 @@ def _alias_card(alias: str, card: dict[str, object]) -> dict[str, object]:
 
 def _parent(record: Record, find: Callable[[str], Record | None]) -> str | None:
     """Return the id of the base that the adapter of a record is on."""
-    if isinstance(record.adapter, LoraAdapter):
+    if record.adapter is not None:
         return record.adapter.base_model
     for prefix in _prefixes(record.id):
         base = find(prefix)
@@ -134,7 +135,8 @@ class ErrorResponse:
 def error_response(error: RoutingError) -> ErrorResponse:
     """Return what a server answers when *error* ended a request, as OpenAI's clients understand it.
 
-    Only a model that is loading is worth waiting for, and gets a ``Retry-After`` in seconds.
+    A model that is loading gets a ``Retry-After`` in seconds, and so does one for which the server has said when to try
+    again. The reason that the server has given is not sent.
     Every other answer that OpenAI's client would repeat has ``x-should-retry: false``.
     A kind of error that is not one of this package's about routing and adapters, such as :class:`ConfigError`, is the
     server's own fault: its text is not for clients, and the answer is a plain 500.
@@ -156,8 +158,12 @@ def error_response(error: RoutingError) -> ErrorResponse:
             return _answer(400, "context_length_exceeded", message, param="messages")
         case ModelNotReadyError():
             message = f"The model `{error.model}` is not ready (status: {error.status})."
+            seconds = error.retry_after
             # The status is text, and need not be the enum's own member.
-            headers = {"Retry-After": _RETRY_AFTER} if error.status == EndpointStatus.LOADING else _NO_RETRY
+            if seconds is None and error.status == EndpointStatus.LOADING:
+                seconds = _RETRY_AFTER
+            # HTTP has whole seconds.
+            headers = _NO_RETRY if seconds is None else {"Retry-After": str(math.ceil(seconds))}
             return _answer(503, "model_not_ready", message, headers)
         case NoModelsAvailableError():
             # There is no default until somebody configures one.

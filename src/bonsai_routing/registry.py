@@ -1,12 +1,14 @@
 """The directory of served models: which endpoints exist, and by which names they are found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 from bonsai_routing._checks import check_name
+from bonsai_routing._ledger import new_future
+from bonsai_routing._record import make_note
 from bonsai_routing._store import Contents, RegistryChange, Store
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
-from bonsai_routing.leases import DrainingEndpoint, idle_future
+from bonsai_routing.leases import DrainingEndpoint, Publication
 from bonsai_routing.model_id import ModelId
 
 __all__ = ["ModelRegistry", "RegistryChange"]
@@ -30,14 +32,16 @@ class ModelRegistry:
 
     __slots__ = ("_directory", "_store")
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_idle: Callable[[Publication], object] | None = None) -> None:
+        if not (on_idle is None or callable(on_idle)):
+            raise TypeError(f"on_idle must be a callable or None, not {on_idle!r}")
         # The two doors to the state, for the other modules too: the store to write, the directory to read.
-        self._store = Store()
+        self._store = Store(on_idle)
         self._directory = self._store.directory
 
     # What the reference has, in its order
 
-    def register(self, endpoint: ModelEndpoint) -> None:
+    def register(self, endpoint: ModelEndpoint, *, handle: object = None) -> None:
         """Add *endpoint* under its id, and replace the endpoint that has this id.
 
         If ``endpoint.is_default`` is true, it becomes the default; otherwise the default stays what it is.
@@ -45,7 +49,7 @@ class ModelRegistry:
         """
         if not isinstance(endpoint, ModelEndpoint):
             raise TypeError(f"endpoint must be a ModelEndpoint, not {endpoint!r}")
-        self._store.run(self._store.publish, endpoint)
+        self._store.run(self._store.publish, endpoint, handle)
 
     def unregister(self, id: ModelId | str) -> ModelEndpoint | None:
         """Remove the endpoint of that id, with every alias of it, and return it; ``None`` if there is none.
@@ -95,16 +99,28 @@ class ModelRegistry:
         """Return all endpoints, in the order of first registration."""
         return [record.endpoint for record in self._directory.all_records()]
 
-    def set_status(self, id: ModelId | str, status: EndpointStatus | str) -> bool:
+    def set_status(
+        self,
+        id: ModelId | str,
+        status: EndpointStatus | str,
+        *,
+        reason: str | None = None,
+        retry_after: float | None = None,
+    ) -> bool:
         """Give the endpoint of that id another status; return whether there is one.
 
         An alias is not an id here.
-        Raises ``ValueError`` when *status* is text that names no status.
+        Until the status is set again, each :class:`ModelNotReadyError` has *reason*, for people, and *retry_after*, in
+        seconds.
+        While the base of an adapter is not ready, the adapter's endpoint has the base's status, reason and
+        *retry_after*. Its own come back when the base is ready.
+        Raises ``ValueError`` when *status* is text that names no status, or *retry_after* is negative or not finite.
         """
         # Calling an enum takes long, even when there is nothing to convert.
         if not isinstance(status, EndpointStatus):
             status = EndpointStatus(status)
-        return self._store.run(self._store.set_status, check_name("id", id), status)
+        note = make_note(reason, retry_after)
+        return self._store.run(self._store.set_status, check_name("id", id), status, note)
 
     def __len__(self) -> int:
         return self._directory.count()
@@ -125,7 +141,8 @@ class ModelRegistry:
         return f"<ModelRegistry endpoints={len(self)} aliases={len(self.aliases())}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restored, (type(self), self._store.contents())
+        records, aliases = self._store.contents()
+        return _restored, (type(self), ([record.without_handle() for record in records], aliases))
 
     # Everyday changes
 
@@ -164,7 +181,7 @@ class ModelRegistry:
 
     # Hot swap
 
-    def swap(self, endpoint: ModelEndpoint) -> Future[ModelEndpoint | None]:
+    def swap(self, endpoint: ModelEndpoint, *, handle: object = None) -> Future[ModelEndpoint | None]:
         """Do what :meth:`register` does, and return a future of the endpoint that was replaced.
 
         New requests get *endpoint* at once.
@@ -175,15 +192,25 @@ class ModelRegistry:
         """
         if not isinstance(endpoint, ModelEndpoint):
             raise TypeError(f"endpoint must be a ModelEndpoint, not {endpoint!r}")
-        future = idle_future()
-        self._store.run(self._store.publish, endpoint, None, future)
+        future = new_future()
+        self._store.run(self._store.publish, endpoint, handle, future)
         return future
 
     def retire(self, id: ModelId | str) -> Future[ModelEndpoint | None]:
         """Do what :meth:`unregister` does, and return a future of the removed endpoint, as :meth:`swap` does."""
-        future = idle_future()
+        future = new_future()
         self._store.run(self._store.remove, check_name("id", id), future)
         return future
+
+    def when_ready(self, name: ModelId | str) -> Future[ModelEndpoint]:
+        """Return a future of the endpoint of that id or alias, which completes as soon as the endpoint is ready.
+
+        The future fails with :class:`ModelNotReadyError` when the status becomes ``error`` or ``disabled``, and with
+        :class:`ModelNotFoundError` when nothing has the name any more. It cannot be cancelled.
+        If it need not wait, it has completed or failed already.
+        Its callbacks run outside every lock, in the thread that changed the registry.
+        """
+        return self._store.run(self._store.when_ready, check_name("name", name))
 
     def generation(self, id: ModelId | str) -> int | None:
         """Return the number of the present publication of that id; ``None`` if there is none.

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from bonsai_routing._checks import check_name, check_tokens
-from bonsai_routing._directory import LARGEST, Directory, Record
+from bonsai_routing._directory import LARGEST, Directory
+from bonsai_routing._record import Record
 from bonsai_routing.endpoint import ModelEndpoint
-from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, ModelNotReadyError, NoModelsAvailableError
+from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, NoModelsAvailableError
 from bonsai_routing.leases import Lease
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
@@ -135,8 +136,7 @@ def _find(directory: Directory, requested_model: ModelId | str | None, required_
         record = directory.find(name)
     if record is None:
         raise NoModelsAvailableError if name is None else ModelNotFoundError(name)
-    if not record.is_ready:
-        raise ModelNotReadyError(record.id, record.endpoint.status)
+    record.require_ready()
     if required_context is None or required_context <= record.endpoint.max_context_length:
         return record
     if largest is not None and required_context <= largest.endpoint.max_context_length:

@@ -4,12 +4,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
-from bonsai_routing._directory import Directory, Record
+from bonsai_routing._directory import Directory
+from bonsai_routing._record import Record
 from bonsai_routing._store import Store
 from bonsai_routing.adapters import AdapterRef
 from bonsai_routing.endpoint import ModelEndpoint
-from bonsai_routing.errors import AdapterBaseError, ModelNotFoundError
+from bonsai_routing.errors import (
+    AdapterBaseError,
+    ContextTooLongError,
+    ModelNotFoundError,
+    NoModelsAvailableError,
+)
 from bonsai_routing.leases import Lease
 from bonsai_routing.lora import LoraAdapter
 
@@ -18,17 +25,19 @@ __all__ = ["StackLease", "StackMember"]
 
 @dataclass(frozen=True, slots=True)
 class StackMember:
-    """An adapter of a :class:`StackLease`, its weight, and the generation that was leased."""
+    """An adapter of a :class:`StackLease`, its weight, and the generation and the handle that were leased."""
 
     adapter: LoraAdapter
     weight: float
     generation: int
+    handle: Any = None
 
 
 class StackLease:
     """A base and the adapters of a stack, leased together by :meth:`AdapterRegistry.lease_stack`.
 
-    ``endpoint`` is the base's endpoint, and ``members`` are the adapters in the order of the stack.
+    ``endpoint`` is the base's endpoint and ``handle`` the engine's object that was published with it, or ``None``.
+    ``members`` are the adapters in the order of the stack.
     ``key`` is a hashable value that differs whenever the base, the order, a generation or a weight differs.
     Use it as the key of a cache of blended weights.
 
@@ -36,12 +45,13 @@ class StackLease:
     If it is dropped without being released, it is released with a ``ResourceWarning``, as a :class:`Lease` is.
     """
 
-    __slots__ = ("_leases", "endpoint", "key", "members")
+    __slots__ = ("_leases", "endpoint", "handle", "key", "members")
 
     def __init__(self, leases: list[Lease], members: tuple[StackMember, ...]) -> None:
         # Of the base, and of the members in their order.
         self._leases = leases
         self.endpoint: ModelEndpoint = leases[0].endpoint
+        self.handle: Any = leases[0].handle
         self.members: tuple[StackMember, ...] = members
         self.key: tuple[str, int, tuple[tuple[str, int, float], ...]] = (
             self.endpoint.id.value,
@@ -68,27 +78,32 @@ class StackLease:
         return f"<StackLease of '{self.endpoint.id}' members={len(self.members)}>"
 
 
-def lease_stack(store: Store, base: str, refs: list[AdapterRef]) -> StackLease:
-    """Lease the base of that id or alias and the adapters that *refs* name. Needs the store's lock."""
+def lease_stack(store: Store, base: str | None, refs: list[AdapterRef], required_context: int | None) -> StackLease:
+    """Lease the base of that id or alias, or the default, and the adapters that *refs* name. Needs the store's lock."""
     record = store.directory.find(base)
     if record is None:
-        raise ModelNotFoundError(base)
+        raise NoModelsAvailableError if base is None else ModelNotFoundError(base)
     if record.endpoint.adapter is not None:
-        raise AdapterBaseError(record.id, base, "it is an adapter's endpoint, not a base")
+        raise AdapterBaseError(record.id, base or record.id, "it is an adapter's endpoint, not a base")
     record.require_ready()
     # Everything is checked before the first lease, so an error leaves nothing leased.
-    found = [_member(store, record.id, ref.name) for ref in refs]
-    leases = [Lease(each, each.id, store.ledger, store.owner) for each in (record, *(member for member, _ in found))]
+    found = [_member(store.directory, record.id, ref.name) for ref in refs]
+    records = [record, *(member for member, _ in found)]
+    shortest = min(records, key=lambda each: each.endpoint.max_context_length)
+    if required_context is not None and required_context > shortest.endpoint.max_context_length:
+        raise ContextTooLongError(shortest.id, required_context, shortest.endpoint.max_context_length)
+    leases = [Lease(each, each.id, store.ledger, store.owner) for each in records]
     members = tuple(
-        StackMember(adapter, ref.weight, member.generation) for (member, adapter), ref in zip(found, refs, strict=True)
+        StackMember(adapter, ref.weight, member.generation, member.handle)
+        for (member, adapter), ref in zip(found, refs, strict=True)
     )
     return StackLease(leases, members)
 
 
-def _member(store: Store, base: str, name: str) -> tuple[Record, LoraAdapter]:
+def _member(directory: Directory, base: str, name: str) -> tuple[Record, LoraAdapter]:
     """Return the ready adapter on *base* with that name or id, and its record. Raise an error when there is none."""
-    for record in _candidates(store.directory, base, name):
-        if record is not None and isinstance(record.adapter, LoraAdapter):
+    for record in _candidates(directory, base, name):
+        if record is not None and record.adapter is not None:
             if record.adapter.base_model != base:
                 raise AdapterBaseError(name, base, f"it is loaded on '{record.adapter.base_model}'")
             record.require_ready()
@@ -101,5 +116,5 @@ def _candidates(directory: Directory, base: str, name: str) -> Iterator[Record |
     yield directory.find_id(name)
     # An adapter on another base makes the error say so.
     for record in directory.all_records():
-        if isinstance(record.adapter, LoraAdapter) and record.adapter.name == name:
+        if record.adapter is not None and record.adapter.name == name:
             yield record
