@@ -182,7 +182,7 @@ class AdapterLoad:
         "__weakref__",
         "_adapter",
         "_check_base",
-        "_is_over",
+        "_is_loading",
         "_known",
         "_serving",
         "_store",
@@ -202,8 +202,8 @@ class AdapterLoad:
         self._known: int | None = None
         # Whether a ready endpoint keeps serving during the block.
         self._serving = False
-        # Whether the block has ended.
-        self._is_over = False
+        # Whether the block has begun and not ended.
+        self._is_loading = False
 
     def __enter__(self) -> "AdapterLoad":
         if self._known is not None:
@@ -228,13 +228,14 @@ class AdapterLoad:
             complete(replaced, None)
             raise
         finally:
-            self._is_over = True
+            self._is_loading = False
             self._store.loads.pop(self._adapter.id.value, None)
             if self._serving:
                 replaced.add_done_callback(self._is_idle)
 
     def __del__(self) -> None:
-        if self._known is not None and not self._is_over:
+        # An exception may have ended __init__.
+        if getattr(self, "_is_loading", False):
             self._store.run(self._fail, "the loading was given up")
 
     def __repr__(self) -> str:
@@ -262,6 +263,7 @@ class AdapterLoad:
             self.endpoint = present.endpoint
         self._known = present.generation
         store.loads[id] = ref(self)
+        self._is_loading = True
 
     def _succeed(self, replaced: IdleFuture) -> None:
         store, adapter = self._store, self._adapter
