@@ -6,9 +6,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from config_helpers import PEFT, TEXT, adapter, endpoint, mapping, problems, problems_with, write_file
+from config_helpers import BASE, CODE, PEFT, TEXT, adapter, endpoint, mapping, problems, problems_with, write_file
 
-from bonsai_routing import LoraAdapter
+from bonsai_routing import EndpointStatus, LoraAdapter, RegistryChange
 from bonsai_routing.config import RoutingConfig
 
 # PEFT directories
@@ -266,3 +266,58 @@ def test_a_huge_value_makes_no_huge_problem(value: object) -> None:
 def test_a_number_too_large_for_a_float_is_a_problem() -> None:
     (problem,) = problems_with(adapters=[adapter(name="code", scaling=10**400)])
     assert problem.startswith("adapters[0].scaling ")
+
+
+# Beside the fields of an adapter, its table has two keys about how it is published.
+
+
+def test_an_adapter_may_be_published_unchecked_and_with_a_status() -> None:
+    written = mapping(
+        adapters=[
+            adapter(trained_on="llama", check_base=False, status="loading"),
+            adapter(name="y", check_base=True, status="ready"),
+        ],
+        aliases=None,
+        default=None,
+    )
+    config = RoutingConfig.from_mapping(written)
+    assert config.unchecked == ("base:x",)
+    assert config.adapter_status == (("base:x", EndpointStatus.LOADING),)
+    assert RoutingConfig.from_mapping(config.to_mapping()) == config
+    assert {str(each.id): each.status.value for each in config.registry()} == {
+        "base": "ready",
+        "base:x": "loading",
+        "base:y": "ready",
+    }
+    models = config.registry()
+    models.set_status("base:x", "ready")
+    assert models.replace_with(config.registry()) == RegistryChange((), (), ())
+    assert [each.status for each in models] == ["ready"] * 3
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ({"check_base": "no"}, "adapters[0].check_base must be a bool, not 'no'"),
+        ({"check_base": 0}, "adapters[0].check_base must be a bool, not 0"),
+        (
+            {"status": "asleep"},
+            "adapters[0].status must be one of 'ready', 'loading', 'error', 'disabled', not 'asleep'",
+        ),
+        ({"status": 5}, "adapters[0].status must be one of 'ready', 'loading', 'error', 'disabled', not 5"),
+    ],
+)
+def test_the_two_keys_are_checked(field: dict[str, object], text: str) -> None:
+    written = mapping(adapters=[adapter(**field)], aliases=None, default=None)
+    assert problems(lambda: RoutingConfig.from_mapping(written)) == (text,)
+
+
+def test_only_adapters_are_published_unchecked_or_with_a_status() -> None:
+    assert problems(lambda: RoutingConfig((BASE,), (CODE,), unchecked=("base",), adapter_status=(("x", "error"),))) == (  # type: ignore[arg-type]
+        "unchecked has 'base', which is not the id of an adapter",
+        "adapter_status has 'x', which is not the id of an adapter",
+    )
+    with pytest.raises(TypeError, match="adapter_status must hold pairs of str"):
+        RoutingConfig((BASE,), (CODE,), adapter_status=(("base:code",),))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unchecked must hold str objects, not 5"):
+        RoutingConfig((BASE,), (CODE,), unchecked=(5,))  # type: ignore[arg-type]

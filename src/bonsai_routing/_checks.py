@@ -4,7 +4,10 @@ import math
 
 from bonsai_routing.model_id import ModelId
 
-__all__ = ["check_name", "check_tokens", "is_finite", "is_rank"]
+__all__ = ["check_name", "check_tokens", "is_finite", "is_rank", "short_repr", "shorten"]
+
+# Messages show at most this many characters of a value from a file.
+_MAX_SHOWN = 200
 
 
 def check_name(argument: str, name: object) -> str:
@@ -39,3 +42,16 @@ def is_finite(value: object) -> bool:
 def is_rank(value: object) -> bool:
     """Return whether *value* is a rank of a LoRA adapter: an ``int`` of 1 or more that a float can hold."""
     return isinstance(value, int) and is_finite(value) and value >= 1
+
+
+def short_repr(value: object) -> str:
+    """Return the ``repr()`` of a value, cut if it is long, or the type if the value has no ``repr()``."""
+    try:
+        return shorten(repr(value))
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__}"
+
+
+def shorten(text: str) -> str:
+    """Return *text*, cut if it is long."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

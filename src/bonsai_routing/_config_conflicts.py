@@ -21,11 +21,13 @@ def find_conflicts(
     adapters: Sequence[LoraAdapter | None],
     aliases: Sequence[tuple[str, str | None]],
     default: str | None,
+    unchecked: Collection[str] = (),
     invalid_ids: Collection[str] = (),
 ) -> list[str]:
     """Return the problems that concern more than a single value.
 
     ``None`` stands in for an invalid endpoint, adapter or target, so that the others keep their index.
+    The weights of an adapter whose id is in *unchecked* are not compared with those of its base.
     If the base of an adapter is in *invalid_ids*, the adapter is not checked, because its base was read only in part.
     """
     problems: list[str] = []
@@ -50,17 +52,20 @@ def find_conflicts(
             problems.append(f"{path}.name makes the id {id!r}, which is the id of {origins[id]}")
     for index, adapter in enumerate(adapters):
         if adapter is not None and adapter.base_model not in invalid_ids:
-            problem = _adapter_problem(f"adapters[{index}]", adapter, models, origins)
+            check_base = adapter.id.value not in unchecked
+            problem = _adapter_problem(f"adapters[{index}]", adapter, check_base, models, origins)
             if problem is not None:
                 problems.append(problem)
     return problems + _alias_problems(aliases, default, origins)
 
 
-def _adapter_problem(path: str, adapter: LoraAdapter, models: ModelRegistry, origins: Mapping[str, str]) -> str | None:
+def _adapter_problem(
+    path: str, adapter: LoraAdapter, check_base: bool, models: ModelRegistry, origins: Mapping[str, str]
+) -> str | None:
     """Load an adapter into *models*. Return the problem that prevents it, or ``None``."""
     base = adapter.base_model
     try:
-        AdapterRegistry(models).load(adapter)
+        AdapterRegistry(models).load(adapter, check_base=check_base)
     except AdapterLoadedError:
         # The duplicate id is already noted.
         return None

@@ -9,7 +9,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from bonsai_routing.endpoint import ModelEndpoint
+from bonsai_routing._checks import short_repr, shorten
+from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.lora import LoraAdapter
 
 __all__ = ["ConfigReader", "DuplicateKeys", "key_path", "repeated"]
@@ -17,9 +18,6 @@ __all__ = ["ConfigReader", "DuplicateKeys", "key_path", "repeated"]
 KEYS = ("schema", "default", "endpoints", "adapters", "aliases")
 ENDPOINT_KEYS = ("id", "base_model", "display_name", "description", "adapter", "max_context_length", "status")
 ADAPTER_KEYS = ("name", "base_model", "source", "rank", "scaling", "description", "max_context_length", "trained_on")
-
-# Problems show at most this many characters of a value, or of an error message that quotes a value.
-_MAX_SHOWN = 200
 
 
 class DuplicateKeys(dict[str, object]):
@@ -36,6 +34,7 @@ class ConfigReader:
 
     ``problems`` holds a line of text for each problem.
     ``invalid_ids`` holds the ids of the endpoints that have a problem.
+    ``unchecked`` and ``adapter_status`` hold what the tables of adapters say beyond the adapters.
     A relative ``peft`` is relative to *directory*.
     """
 
@@ -43,6 +42,8 @@ class ConfigReader:
         self.directory = directory
         self.problems: list[str] = []
         self.invalid_ids: set[str] = set()
+        self.unchecked: list[str] = []
+        self.adapter_status: list[tuple[str, EndpointStatus]] = []
 
     def add_problem(self, path: str, rule: str) -> None:
         """Note that the value at *path* breaks *rule*."""
@@ -56,7 +57,7 @@ class ConfigReader:
         If *value* is not a table, return an empty dictionary.
         """
         if not isinstance(value, Mapping):
-            self.add_problem(path or "the configuration", f"must be a table, not {_short_repr(value)}")
+            self.add_problem(path or "the configuration", f"must be a table, not {short_repr(value)}")
             return {}
         self.check_keys(path, value)
         for key in value:
@@ -71,7 +72,7 @@ class ConfigReader:
         """Note the keys of a table that are not text, and the keys that are given twice."""
         for key in table:
             if not isinstance(key, str):
-                self.add_problem(path or "the configuration", f"must have text for keys, not {_short_repr(key)}")
+                self.add_problem(path or "the configuration", f"must have text for keys, not {short_repr(key)}")
         if isinstance(table, DuplicateKeys):
             for key in table.duplicates:
                 self.add_problem(key_path(path, key), "is given twice")
@@ -80,7 +81,7 @@ class ConfigReader:
         """Return the path and the value of each item of an array."""
         value = top.get(key, ())
         if not isinstance(value, (list, tuple)):
-            self.add_problem(key, f"must be an array of tables, in TOML [[{key}]], not {_short_repr(value)}")
+            self.add_problem(key, f"must be an array of tables, in TOML [[{key}]], not {short_repr(value)}")
             return []
         return [(f"{key}[{index}]", item) for index, item in enumerate(value)]
 
@@ -88,7 +89,7 @@ class ConfigReader:
         """Check the version of the configuration's rules."""
         value = top.get("schema", 1)
         if not isinstance(value, int) or isinstance(value, bool) or value != 1:
-            self.add_problem("schema", f"must be 1, not {_short_repr(value)}")
+            self.add_problem("schema", f"must be 1, not {short_repr(value)}")
 
     def endpoint(self, path: str, value: object) -> ModelEndpoint | None:
         """Return an endpoint with the valid fields of a table, or ``None`` if the id is invalid."""
@@ -107,20 +108,32 @@ class ConfigReader:
         """Return an adapter with the valid fields of a table, or ``None`` if the name or the base model is invalid."""
         from_peft = isinstance(value, Mapping) and "peft" in value
         required = ("base_model",) if from_peft else ("name", "base_model", "source")
-        table = self.table(path, value, (*ADAPTER_KEYS, "peft"), required)
+        table = self.table(path, value, (*ADAPTER_KEYS, "peft", "check_base", "status"), required)
         placeholder = {"name": "-", "base_model": "", "source": ""}
         peft = table.pop("peft", None)
+        check_base = table.pop("check_base", True)
+        if not isinstance(check_base, bool):
+            self.add_problem(f"{path}.check_base", f"must be a bool, not {short_repr(check_base)}")
+        status = table.pop("status", EndpointStatus.READY)
+        problem = _error_text(EndpointStatus, {"value": status})
+        if problem is not None:
+            self.problems.append(f"{path}.{problem}")
         fields = self.valid_fields(path, table, LoraAdapter, placeholder)
         if from_peft:
             fields = {**self.peft(path, peft), **fields}
         if not {"name", "base_model"} <= fields.keys():
             return None
-        return LoraAdapter(**{**placeholder, **fields})  # type: ignore[arg-type]
+        adapter = LoraAdapter(**{**placeholder, **fields})  # type: ignore[arg-type]
+        if check_base is False:
+            self.unchecked.append(adapter.id.value)
+        if problem is None:
+            self.adapter_status.append((adapter.id.value, EndpointStatus(status)))  # type: ignore[arg-type]
+        return adapter
 
     def peft(self, path: str, value: object) -> dict[str, object]:
         """Return the fields that a PEFT directory gives to its adapter."""
         if not isinstance(value, str):
-            self.add_problem(f"{path}.peft", f"must be a str, not {_short_repr(value)}")
+            self.add_problem(f"{path}.peft", f"must be a str, not {short_repr(value)}")
             return {}
         directory = os.path.join(self.directory, value)
         try:
@@ -155,7 +168,7 @@ class ConfigReader:
         """Return each alias and its target, or ``None`` in place of a target that is not text."""
         table = top.get("aliases", {})
         if not isinstance(table, Mapping):
-            self.add_problem("aliases", f"must be a table, not {_short_repr(table)}")
+            self.add_problem("aliases", f"must be a table, not {short_repr(table)}")
             return []
         self.check_keys("aliases", table)
         aliases: list[tuple[str, str | None]] = []
@@ -163,7 +176,7 @@ class ConfigReader:
             if not isinstance(alias, str):
                 continue
             if not isinstance(target, str):
-                self.add_problem(key_path("aliases", alias), f"must be a str, not {_short_repr(target)}")
+                self.add_problem(key_path("aliases", alias), f"must be a str, not {short_repr(target)}")
             aliases.append((alias, target if isinstance(target, str) else None))
         return aliases
 
@@ -172,7 +185,7 @@ class ConfigReader:
         value = top.get("default")
         if value is None or isinstance(value, str):
             return value
-        self.add_problem("default", f"must be a str, not {_short_repr(value)}")
+        self.add_problem("default", f"must be a str, not {short_repr(value)}")
         return None
 
 
@@ -193,20 +206,8 @@ def _error_text(make: Callable[..., object], fields: Mapping[str, object]) -> st
     try:
         make(**fields)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        return _shorten(str(error))
+        return shorten(str(error))
     return None
-
-
-def _short_repr(value: object) -> str:
-    """Return the ``repr()`` of a value, cut if it is long, or the type if the value has no ``repr()``."""
-    try:
-        return _shorten(repr(value))
-    except (ValueError, RecursionError):
-        return f"a value of type {type(value).__name__}"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _suggest_key(key: str, keys: Collection[str]) -> str:

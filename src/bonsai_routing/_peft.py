@@ -1,11 +1,18 @@
 """Reading of ``adapter_config.json``, the file in which PEFT saves the configuration of an adapter."""
 
 import json
+import math
+from collections.abc import Callable
+from typing import Any
 
-from bonsai_routing._checks import is_finite, is_rank
+from bonsai_routing._checks import is_finite, is_rank, short_repr
 from bonsai_routing.errors import AdapterConfigError
 
 __all__ = ["PeftConfig"]
+
+
+# What Git stores in place of a file that is kept in Git LFS.
+_LFS_POINTER = "version https://git-lfs.github.com/spec/"
 
 
 class PeftConfig:
@@ -18,7 +25,10 @@ class PeftConfig:
         self.path = path
         try:
             with open(path, encoding="utf-8") as file:
-                values = json.load(file)
+                text = file.read()
+            if text.startswith(_LFS_POINTER):
+                raise self.error(None, "the file is a Git LFS pointer, not the file itself; git lfs pull fetches that")
+            values = json.loads(text)
         except FileNotFoundError as error:
             raise self.error(None, "the file does not exist") from error
         except OSError as error:
@@ -26,7 +36,7 @@ class PeftConfig:
         except (ValueError, RecursionError) as error:
             raise self.error(None, f"the file is not JSON: {error}") from error
         if not isinstance(values, dict):
-            raise self.error(None, f"the file must hold a JSON object, not {values!r}")
+            raise self.error(None, f"the file must hold a JSON object, not {short_repr(values)}")
         self.values: dict[str, object] = values
 
     def error(self, key: str | None, rule: str) -> AdapterConfigError:
@@ -46,41 +56,56 @@ class PeftConfig:
             raise self.error("peft_type", "is missing: the file was written by mlx-lm, not by PEFT")
         kind = self.required("peft_type")
         if kind != "LORA":
-            raise self.error("peft_type", f"must be 'LORA', not {kind!r}")
+            raise self.error("peft_type", f"must be 'LORA', not {short_repr(kind)}")
 
     def rank(self) -> int:
         """Return ``r``, the rank of each layer that ``rank_pattern`` does not list."""
         value = self.required("r")
         if isinstance(value, int) and is_rank(value):
             return value
-        raise self.error("r", f"must be a whole number of 1 or more, not {value!r}")
+        raise self.error("r", f"must be a whole number of 1 or more, not {short_repr(value)}")
 
-    def rank_pattern(self) -> list[int]:
-        """Return the ranks in ``rank_pattern``. An empty list means that all layers have the same rank."""
-        pattern = self.values.get("rank_pattern")
+    def rank_pattern(self) -> dict[str, int]:
+        """Return the rank of each layer, or pattern of layers, that has another rank than ``r``."""
+        return self._pattern("rank_pattern", is_rank, "whole numbers of 1 or more")
+
+    def alpha_pattern(self) -> dict[str, float]:
+        """Return the alpha of each layer, or pattern of layers, that has another alpha than ``lora_alpha``."""
+        return self._pattern("alpha_pattern", is_finite, "finite numbers")
+
+    def _pattern(self, key: str, is_valid: Callable[[object], bool], rule: str) -> dict[str, Any]:
+        pattern = self.values.get(key)
         if pattern is None:
-            return []
-        if isinstance(pattern, dict) and all(is_rank(rank) for rank in pattern.values()):
-            return list(pattern.values())
-        raise self.error("rank_pattern", f"must map layers to whole numbers of 1 or more, not {pattern!r}")
+            return {}
+        if isinstance(pattern, dict) and all(map(is_valid, pattern.values())):
+            return pattern
+        raise self.error(key, f"must map layers to {rule}, not {short_repr(pattern)}")
 
     def alpha(self) -> float:
         """Return ``lora_alpha``, the numerator of the scaling."""
         value = self.required("lora_alpha")
         if isinstance(value, (int, float)) and is_finite(value):
             return value
-        raise self.error("lora_alpha", f"must be a finite number, not {value!r}")
+        raise self.error("lora_alpha", f"must be a finite number, not {short_repr(value)}")
 
     def rank_stabilised(self) -> bool:
         """Return ``use_rslora``: whether the denominator of the scaling is the square root of the rank."""
-        value = self.values.get("use_rslora", False)
-        if isinstance(value, bool):
-            return value
-        raise self.error("use_rslora", f"must be true or false, not {value!r}")
+        value = self.values.get("use_rslora")
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        raise self.error("use_rslora", f"must be true, false or null, not {short_repr(value)}")
+
+    def scaling(self) -> float | None:
+        """Return the factor of the product of an adapter's matrices; ``None`` if it differs between layers."""
+        rank, alpha, ranks, alphas = self.rank(), self.alpha(), self.rank_pattern(), self.alpha_pattern()
+        root = math.sqrt if self.rank_stabilised() else float
+        factors = {alphas.get(layers, alpha) / root(ranks.get(layers, rank)) for layers in ranks | alphas}
+        factors.add(alpha / root(rank))
+        return factors.pop() if len(factors) == 1 else None
 
     def trained_on(self) -> str | None:
         """Return the name of the weights that the adapter was trained on. ``None`` means unknown."""
-        value = self.required("base_model_name_or_path")
+        value = self.values.get("base_model_name_or_path")
         if value is None or isinstance(value, str):
             return value
-        raise self.error("base_model_name_or_path", f"must be text or null, not {value!r}")
+        raise self.error("base_model_name_or_path", f"must be text or null, not {short_repr(value)}")

@@ -11,6 +11,7 @@ from bonsai_routing._checks import check_name, check_tokens
 from bonsai_routing._ledger import IdleFuture, complete, new_future
 from bonsai_routing._record import Note, Own
 from bonsai_routing._store import Store
+from bonsai_routing._weights import are_the_same_weights
 from bonsai_routing.adapters import AdapterStack
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import AdapterBaseError, AdapterLoadedError, ModelNotFoundError, StaleGenerationError
@@ -347,8 +348,11 @@ def _endpoint(store: Store, adapter: LoraAdapter, check_base: bool) -> ModelEndp
         rule = "that is an adapter's endpoint, not a base"
     elif limit > base.max_context_length:
         rule = f"its context of {limit} tokens is longer than the base's {base.max_context_length}"
-    elif check_base and not _are_the_same_weights(adapter.trained_on, base.base_model):
-        rule = f"it was trained on '{adapter.trained_on}', and the base serves '{base.base_model}'"
+    elif check_base and not are_the_same_weights(adapter.trained_on, base.base_model):
+        rule = (
+            f"it was trained on '{adapter.trained_on}', and the base serves '{base.base_model}' "
+            "(if these are the same weights, check_base can be set to false)"
+        )
     else:
         return ModelEndpoint(
             adapter.id,
@@ -363,15 +367,3 @@ def _endpoint(store: Store, adapter: LoraAdapter, check_base: bool) -> ModelEndp
 def _check_adapter(adapter: LoraAdapter) -> None:
     if not isinstance(adapter, LoraAdapter):
         raise TypeError(f"adapter must be a LoraAdapter, not {adapter!r}")
-
-
-def _are_the_same_weights(trained_on: str | None, base_model: str) -> bool:
-    """Return whether an adapter that was trained on these weights fits a base with the weights *base_model*.
-
-    Unknown weights fit every base. Two names are equal if their last path segments are, regardless of case.
-    """
-    return trained_on in (None, base_model) or _last_segment(str(trained_on)) == _last_segment(base_model)
-
-
-def _last_segment(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2].casefold()

@@ -47,6 +47,8 @@ class RoutingConfig:
 
     *aliases* is a tuple of pairs, each an alias and its target id. A dictionary would not be hashable.
     *default* is the id or an alias of the default endpoint, or ``None`` for no default.
+    *unchecked* has the ids of the adapters whose weights are not compared with those of their base.
+    *adapter_status* has the status of each adapter that is not ready, as pairs of an id and a status.
     No endpoint may have ``is_default=True``, because *default* already names the default.
 
     Raises ``TypeError`` for an argument of the wrong type, and :class:`ConfigError` if the values do not fit together.
@@ -60,21 +62,42 @@ class RoutingConfig:
     adapters: tuple[LoraAdapter, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     default: str | None = None
+    unchecked: tuple[str, ...] = ()
+    adapter_status: tuple[tuple[str, EndpointStatus], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, kind in (("endpoints", ModelEndpoint), ("adapters", LoraAdapter), ("aliases", tuple)):
+        for name, kind in (
+            ("endpoints", ModelEndpoint),
+            ("adapters", LoraAdapter),
+            ("aliases", tuple),
+            ("unchecked", str),
+            ("adapter_status", tuple),
+        ):
             items = tuple(getattr(self, name))
             for item in items:
                 if not isinstance(item, kind):
                     raise TypeError(f"{name} must hold {kind.__name__} objects, not {item!r}")
             # A frozen instance accepts values only through ``object.__setattr__()``.
             object.__setattr__(self, name, items)
-        for pair in self.aliases:
-            if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise TypeError(f"aliases must hold pairs of str, not {pair!r}")
+        for name, pairs in (("aliases", self.aliases), ("adapter_status", self.adapter_status)):
+            for pair in pairs:
+                if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                    raise TypeError(f"{name} must hold pairs of str, not {pair!r}")
         if not (self.default is None or isinstance(self.default, str)):
             raise TypeError(f"default must be a str or None, not {self.default!r}")
-        problems = find_conflicts(self.endpoints, self.adapters, self.aliases, self.default)
+        unchecked, statuses = set(self.unchecked), {id: EndpointStatus(status) for id, status in self.adapter_status}
+        ids = [adapter.id.value for adapter in self.adapters]
+        problems = [
+            f"unchecked has {id!r}, which is not the id of an adapter" for id in self.unchecked if id not in ids
+        ]
+        problems += [
+            f"adapter_status has {id!r}, which is not the id of an adapter" for id in statuses if id not in ids
+        ]
+        # In the order of the adapters, so that equal configurations have equal fields.
+        object.__setattr__(self, "unchecked", tuple(id for id in ids if id in unchecked))
+        statuses = {id: statuses[id] for id in ids if not statuses.get(id, EndpointStatus.READY).is_available()}
+        object.__setattr__(self, "adapter_status", tuple(statuses.items()))
+        problems += find_conflicts(self.endpoints, self.adapters, self.aliases, self.default, self.unchecked)
         if problems:
             raise ConfigError(problems)
 
@@ -107,10 +130,11 @@ class RoutingConfig:
         aliases = reader.aliases(top)
         default = reader.default(top)
         if reader.problems:
-            conflicts = find_conflicts(endpoints, adapters, aliases, default, reader.invalid_ids)
+            unchecked = reader.unchecked
+            conflicts = find_conflicts(endpoints, adapters, aliases, default, unchecked, reader.invalid_ids)
             raise ConfigError([*reader.problems, *conflicts])
         # If there are no problems, no endpoint, adapter or target is None.
-        return cls(endpoints, adapters, aliases, default)  # type: ignore[arg-type]
+        return cls(endpoints, adapters, aliases, default, reader.unchecked, reader.adapter_status)  # type: ignore[arg-type]
 
     def to_mapping(self) -> dict[str, object]:
         """Return a new mapping from which :meth:`from_mapping` makes an equal configuration.
@@ -126,8 +150,11 @@ class RoutingConfig:
                 _to_mapping(each, ModelEndpoint(each.id, each.base_model), ENDPOINT_KEYS, 2) for each in self.endpoints
             ]
         if self.adapters:
+            statuses = dict(self.adapter_status)
             mapping["adapters"] = [
                 _to_mapping(each, LoraAdapter(each.name, each.base_model, each.source), ADAPTER_KEYS, 3)
+                | ({"check_base": False} if each.id.value in self.unchecked else {})
+                | ({"status": str(statuses[each.id.value])} if each.id.value in statuses else {})
                 for each in self.adapters
             ]
         if self.aliases:
@@ -156,9 +183,11 @@ class RoutingConfig:
                 endpoint = replace(endpoint, status=ready)
             models.register(endpoint.set_default() if endpoint.id.value == default else endpoint)
         store = models._store
+        statuses = dict(self.adapter_status)
         for adapter in self.adapters:
-            is_default = adapter.id.value == default
-            store.run(load_adapter, store, adapter, Own(ready, None), None, True, is_default)
+            id = adapter.id.value
+            own = Own(statuses.get(id, ready), None)
+            store.run(load_adapter, store, adapter, own, None, id not in self.unchecked, id == default)
         for alias, target in self.aliases:
             models.add_alias(alias, target)
         return models

@@ -1,11 +1,11 @@
 """The description of a LoRA adapter."""
 
-import math
 import os
 from dataclasses import dataclass, field
 
 from bonsai_routing._checks import check_name, check_tokens, is_finite, is_rank
 from bonsai_routing._peft import PeftConfig
+from bonsai_routing._weights import hub_repository
 from bonsai_routing.model_id import ModelId
 
 __all__ = ["LoraAdapter"]
@@ -63,21 +63,33 @@ class LoraAdapter:
     ) -> "LoraAdapter":
         """Return the adapter that PEFT saved in *directory*, as its ``adapter_config.json`` describes it.
 
-        *name* is the adapter's name; ``None`` means the name of the directory.
+        *name* is the adapter's name; ``None`` means the name of the directory, or of the repository if the directory is
+        a snapshot in a cache of Hugging Face's hub.
         The adapter's ``source`` is the path of the directory.
         Its ``rank`` is the largest rank in ``r`` and ``rank_pattern``.
         Its ``scaling`` is ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` for a rank-stabilised adapter, as in PEFT.
+        It is ``None`` if ``rank_pattern`` or ``alpha_pattern`` makes it differ between layers.
         Raises :class:`AdapterConfigError` when the file is missing, malformed, or does not describe a LoRA adapter.
         """
         directory = os.fspath(directory)
         config = PeftConfig(os.path.join(directory, "adapter_config.json"))
         config.require_lora()
-        rank = config.rank()
         return cls(
-            os.path.basename(os.path.abspath(directory)) if name is None else name,
+            _name(directory) if name is None else name,
             check_name("base_model", base_model),
             directory,
-            rank=max([rank, *config.rank_pattern()]),
-            scaling=config.alpha() / (math.sqrt(rank) if config.rank_stabilised() else rank),
+            rank=max([config.rank(), *config.rank_pattern().values()]),
+            scaling=config.scaling(),
             trained_on=config.trained_on(),
         )
+
+
+def _name(directory: str) -> str:
+    """Return the name of an adapter that is saved in *directory*."""
+    directory = os.path.abspath(directory)
+    parent = os.path.dirname(directory)
+    if os.path.basename(parent) == "snapshots":
+        repository = hub_repository(os.path.basename(os.path.dirname(parent)))
+        if repository is not None:
+            return repository.rpartition("/")[2]
+    return os.path.basename(directory)
