@@ -307,6 +307,39 @@ def test_thousands_of_interrupts_leave_the_lock_free_and_every_answer_right(seed
     assert interrupts > 200
 
 
+def test_who_is_told_in_the_middle_of_a_write_is_told_at_its_end_and_may_write() -> None:
+    told: list[int] = []
+    models = ModelRegistry()
+
+    def on_idle(publication: Publication) -> None:
+        told.append(publication.generation)
+        models.add_alias("told", "a")
+
+    for place in range(100_000):
+        left = place
+        told.clear()
+        models = ModelRegistry(on_idle=on_idle)
+        models.register(endpoint("a"))
+        models.register(endpoint("b"))
+        lease = ModelRouter(models).lease("a")
+        models.register(endpoint("a", max_context_length=1))
+        assert told == []
+
+        def release(lease: Lease = lease) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                lease.release()
+
+        with stopped_at_each_instruction(release):
+            models.set_status("b", "error")
+        if left >= 0:
+            break
+        assert told == [1]
+        assert "told" in models.aliases()
+    assert place > 200
+
+
 @needs_timers
 def test_each_publication_that_goes_is_told_once_whatever_interrupts() -> None:
     if sys.gettrace() is not None:

@@ -145,10 +145,12 @@ class Ledger:
     An exception may cut any method short: calling it again carries it out.
     """
 
-    __slots__ = ("claims", "drains", "due", "ending", "held", "on_idle", "settling")
+    __slots__ = ("claims", "drains", "due", "ending", "held", "on_idle", "owner", "settling")
 
     def __init__(self, on_idle: OnIdle | None) -> None:
         self.on_idle = on_idle
+        # The thread that is at work under the store's lock; 0 while none is.
+        self.owner: int = 0
         # The leases of each generation that has been leased: the thread that took a lease, by the lease's id().
         self.held: dict[int, dict[int, int]] = {}
         # The generations that are gone and still leased, oldest first.
@@ -211,11 +213,12 @@ class Ledger:
 
         That code may end the last lease of another generation. That call of this method returns at once, and the outer
         one goes on, so a chain of callbacks of any length needs no deeper stack.
+        A release in the middle of a write in the same thread leaves the notices to the end of the write.
         An exception that gets out of a callback is raised again when the other notices have been told.
         """
         thread = get_ident()
         lock = self.settling.setdefault(thread, Lock())
-        if lock.locked():
+        if lock.locked() or self.owner == thread:
             return
         failures: list[BaseException] = []
         progress = True

@@ -59,15 +59,13 @@ class Store:
     calls.
     """
 
-    __slots__ = ("__weakref__", "directory", "generation", "ledger", "loads", "lock", "owner", "unfinished", "waiting")
+    __slots__ = ("__weakref__", "directory", "generation", "ledger", "loads", "lock", "unfinished", "waiting")
 
     def __init__(self, on_idle: OnIdle | None) -> None:
         # Lets one write at a time change everything below. It is also held while an endpoint is found and its lease is
         # added, which makes the two one step. Only run() takes it, and no code of a user's runs while it is held.
         # Reentrant, so that a signal handler which wants it in its holder's thread is told, and does not wait for ever.
         self.lock: RLock = RLock()
-        # The thread that is at work under the lock; 0 while none is.
-        self.owner: int = 0
         self.directory: Directory = Directory()
         self.ledger: Ledger = Ledger(on_idle)
         # The last number that a publication got.
@@ -87,8 +85,8 @@ class Store:
         Raises ``RuntimeError`` when a signal handler or a finalizer that interrupted such a call in its own thread
         calls this: neither could wait for the other.
         """
-        thread = get_ident()
-        if self.owner == thread:
+        thread, ledger = get_ident(), self.ledger
+        if ledger.owner == thread:
             raise RuntimeError(
                 "the registry cannot be written to or leased from in a signal handler or a finalizer that interrupted "
                 "a write or a lease in the same thread"
@@ -97,21 +95,21 @@ class Store:
         # block and releasing the lock. So a handler that raises cannot leave the lock held.
         try:
             with self.lock:
-                self.owner = thread
+                ledger.owner = thread
                 if self.unfinished is not None:
                     self._finish_cut_short()
                 result = work(*arguments)
-                self.owner = 0
+                ledger.owner = 0
                 return result
         except BaseException:
             # Another thread may have the lock by now.
-            if self.owner == thread:  # pragma: no branch
-                self.owner = 0
+            if ledger.owner == thread:  # pragma: no branch
+                ledger.owner = 0
             raise
         finally:
-            # What an exception kept an earlier call from completing.
-            if self.ledger.ending:
-                self.ledger.settle()
+            # Also what an exception kept an earlier call from telling.
+            if ledger.ending:
+                ledger.settle()
 
     def publish(self, endpoint: ModelEndpoint, handle: object = None, future: IdleFuture | None = None) -> Record:
         """Publish *endpoint* as a new generation, and start draining the endpoint that it replaces."""
@@ -191,14 +189,18 @@ class Store:
         required_context: int | None,
     ) -> Lease:
         """Lease the record that *find* returns, before anything else can happen to it."""
-        return Lease(find(self.directory, requested_model, required_context), requested_model, self.ledger, self.owner)
+        return Lease(find(self.directory, requested_model, required_context), requested_model, self.ledger)
 
     def when_ready(self, name: str) -> "Future[ModelEndpoint]":
         """Return the future of the endpoint that a name maps to, which completes when this is ready or will not be."""
-        # One for all who wait for the name, so that those who gave up leave nothing behind.
-        future = self.waiting.setdefault(name, new_future())
-        self._answer()
-        return future
+        record = self.directory.find(name)
+        if record is not None and record.endpoint.status is EndpointStatus.LOADING:
+            # One for all who wait for the name, so that those who gave up leave nothing behind.
+            return self.waiting.setdefault(name, new_future())
+        # No other code has this future yet, so it has no callbacks that could run here.
+        answer = Answer(new_future(), name, record)
+        answer.tell(None)
+        return answer.future
 
     def contents(self) -> Contents:
         """Return everything that a copy needs, as of one moment. Needs no lock."""
@@ -234,9 +236,9 @@ class Store:
         thread = get_ident()
         self.ledger.keep_leases_of(thread)
         self.loads = {}
-        if self.owner != thread:
+        if self.ledger.owner != thread:
             self.lock = RLock()
-            self.owner = 0
+            self.ledger.owner = 0
             if self.unfinished is not None:
                 self._finish_cut_short()
 

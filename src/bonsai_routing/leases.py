@@ -32,7 +32,7 @@ class Lease:
 
     __slots__ = ("_held", "_ledger", "adapter", "endpoint", "generation", "handle", "requested")
 
-    def __init__(self, record: Record, requested: ModelId | str | None, ledger: Ledger, thread: int) -> None:
+    def __init__(self, record: Record, requested: ModelId | str | None, ledger: Ledger) -> None:
         self.endpoint: ModelEndpoint = record.endpoint
         self.adapter: LoraAdapter | None = record.adapter
         self.handle: Any = record.handle
@@ -42,7 +42,7 @@ class Lease:
         # The leases of this generation; None after the release.
         self._held: dict[int, int] | None = ledger.held.setdefault(record.generation, {})
         # The lease counts from here on.
-        self._held[id(self)] = thread
+        self._held[id(self)] = ledger.owner
 
     def release(self) -> None:
         """End the use of the endpoint. Releasing again does nothing. Never waits."""

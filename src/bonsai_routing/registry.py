@@ -20,8 +20,15 @@ class ModelRegistry:
     Safe to share between threads. Reading takes no lock and never sees a part of a write.
     ``name in registry`` tells whether the name resolves.
     Iteration yields the endpoints in the order of first registration.
-    A copy, deep or shallow or by pickle, shares nothing with the original and has no leases.
+    A copy, deep or shallow or by pickle, shares nothing with the original and has no leases and no handles.
     An empty registry is false, because its length is 0.
+
+    *on_idle* is called with the :class:`Publication` of each endpoint that was replaced or removed, exactly once, when
+    its last lease has ended: the engine can free what it has loaded for it.
+    It is called without any lock, in the thread that ended the last lease, or in the thread that replaced or removed
+    the endpoint if it was not leased.
+    Freeing there would delay a request, so pass the ``put`` of a queue that a worker reads.
+    An exception of *on_idle* is logged. ``None`` means that nobody is told. A copy has no *on_idle*.
 
     >>> registry = ModelRegistry()
     >>> registry.register(ModelEndpoint("bonsai-8b", "qwen3-8b"))
@@ -45,6 +52,8 @@ class ModelRegistry:
         """Add *endpoint* under its id, and replace the endpoint that has this id.
 
         If ``endpoint.is_default`` is true, it becomes the default; otherwise the default stays what it is.
+        *handle* is the engine's object for this publication, which its leases have; the library does not look at it.
+        A change of the status keeps it. A copy or a pickle of the registry has no handles.
         Raises ``TypeError`` when *endpoint* is not a :class:`ModelEndpoint`.
         """
         if not isinstance(endpoint, ModelEndpoint):
@@ -172,7 +181,7 @@ class ModelRegistry:
 
         A reader sees all of the old registry or all of the new one. The two registries share nothing afterwards.
         If an endpoint of *other* equals the endpoint of its id here, as it is or as it was registered, it is unchanged:
-        it keeps its present status, the time of its registration, its generation and its leases.
+        it keeps its present status, the time of its registration, its handle, its generation and its leases.
         If it differs in nothing but ``is_default``, it counts as changed and keeps all of these too.
         """
         if not isinstance(other, ModelRegistry):
@@ -184,7 +193,7 @@ class ModelRegistry:
     def swap(self, endpoint: ModelEndpoint, *, handle: object = None) -> Future[ModelEndpoint | None]:
         """Do what :meth:`register` does, and return a future of the endpoint that was replaced.
 
-        New requests get *endpoint* at once.
+        New requests get *endpoint* and *handle* at once.
         When the last lease of the old endpoint has ended, the future completes with that endpoint. If it has no leases,
         that is at once. If there was no old endpoint, the future completes with ``None``.
         The future cannot be cancelled, so its callbacks never run before.

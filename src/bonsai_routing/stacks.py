@@ -92,7 +92,7 @@ def lease_stack(store: Store, base: str | None, refs: list[AdapterRef], required
     shortest = min(records, key=lambda each: each.endpoint.max_context_length)
     if required_context is not None and required_context > shortest.endpoint.max_context_length:
         raise ContextTooLongError(shortest.id, required_context, shortest.endpoint.max_context_length)
-    leases = [Lease(each, each.id, store.ledger, store.owner) for each in records]
+    leases = [Lease(each, each.id, store.ledger) for each in records]
     members = tuple(
         StackMember(adapter, ref.weight, member.generation, member.handle)
         for (member, adapter), ref in zip(found, refs, strict=True)
