@@ -16,21 +16,22 @@ NAMES = ("chat", "code", "math")
 
 
 class Engine:
-    """Holds weights by their source; each version of an adapter has one of its own."""
+    """A fake engine: the handle of weights is their source, and each version of an adapter has a source of its own."""
 
     def __init__(self) -> None:
         self.held: set[str] = set()
 
-    def load(self, source: str) -> None:
-        """Load weights; ``OSError`` when they are damaged, as those of every tenth version are."""
+    def load(self, source: str) -> str:
+        """Load weights and return their handle; ``OSError`` when they are damaged, as in every tenth version."""
         time.sleep(0.002)
         if source.endswith("7"):
             raise OSError(f"{source} is damaged")
         self.held.add(source)
+        return source
 
-    def release_when_idle(self, source: str, idle: "Future[ModelEndpoint | None]") -> None:
-        """Release weights when the future says that the last lease on them has ended."""
-        idle.add_done_callback(lambda _: self.held.discard(source))
+    def release(self, handle: str | None) -> None:
+        """Release weights. The handle is ``None`` for an endpoint without weights, such as one that failed to load."""
+        self.held.discard(handle)
 
 
 class Simulation:
@@ -38,7 +39,8 @@ class Simulation:
 
     def __init__(self, engine: Engine, workers: int, seed: int) -> None:
         self.engine = engine
-        self.models = ModelRegistry()
+        # This is quick enough for the thread of a request. A real engine gets what to release through a queue.
+        self.models = ModelRegistry(on_idle=lambda publication: engine.release(publication.handle))
         self.models.register(ModelEndpoint(BASE, "qwen3-8b"))
         self.adapters = AdapterRegistry(self.models)
         self.chance = random.Random(seed)
@@ -72,14 +74,14 @@ class Simulation:
         """Serve one request after another until the simulation stops."""
         chance = random.Random(seed)
         while not self.stopped.is_set():
-            # A stack of one, because its lease holds the base too, and says which version of the adapter it holds.
+            # A stack of one adapter, because its lease holds the base too.
             stack = AdapterStack().add(chance.choice(NAMES), 1.0)
             try:
                 with self.adapters.lease_stack(BASE, stack) as lease:
-                    source = lease.members[0].adapter.source
-                    held_at_start = source in self.engine.held
+                    handle = lease.members[0].handle
+                    held_at_start = handle in self.engine.held
                     time.sleep(chance.uniform(0.001, 0.005))
-                    tally["faults"] += not (held_at_start and source in self.engine.held)
+                    tally["faults"] += not (held_at_start and handle in self.engine.held)
                     tally["requests"] += 1
             except RoutingError:
                 tally["refused"] += 1
@@ -105,23 +107,16 @@ class Simulation:
 
     def change(self, newer: LoraAdapter, retire: bool) -> None:
         """Load the newer version, in place of the older one if there is one; or only retire that one."""
-        generation = self.models.generation(newer.id)
-        older = self.adapters.get(newer.id)
-        if older is None:
-            # Nothing serves, so requests are told that the adapter is loading.
-            with self.adapters.loading(newer):
-                self.engine.load(newer.source)
-            return
-        if retire:
-            idle = self.adapters.unload(newer.id)
+        replaces = self.adapters.get(newer.id) is not None
+        if replaces and retire:
+            self.waits.append(self.adapters.unload(newer.id))
             self.retirements += 1
-        else:
-            # The older version serves until the newer one is loaded.
-            self.engine.load(newer.source)
-            idle = self.adapters.swap(newer, expect=generation)
-            self.swaps += 1
-        self.waits.append(idle)
-        self.engine.release_when_idle(older.source, idle)
+            return
+        # If there is an older version that is ready, it serves until the newer one is loaded.
+        with self.adapters.loading(newer) as load:
+            load.handle = self.engine.load(newer.source)
+        self.waits.append(load.idle)
+        self.swaps += replaces
 
 
 def main(argv: list[str]) -> int:
