@@ -57,7 +57,14 @@ def test_progress_is_printed_as_it_goes_and_some_loads_fail_on_purpose() -> None
 
 def test_an_engine_that_does_not_wait_is_found_out(hot_swap: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     engine = hot_swap.Engine()
-    engine.release_when_idle = lambda source, idle: engine.held.discard(source)
+    load = engine.load
+
+    def load_and_release_the_others(source: str) -> str:
+        handle: str = load(source)
+        engine.held.intersection_update({handle})
+        return handle
+
+    engine.load = load_and_release_the_others
     assert not hot_swap.Simulation(engine, workers=4, seed=0).run(SHORT)
     assert re.search(r"^[1-9]\d* ran on weights that had been released$", capsys.readouterr().out, re.MULTILINE)
 
@@ -78,10 +85,11 @@ def test_an_interrupt_ends_it_early_and_leaves_no_thread(
     engine = hot_swap.Engine()
     loads, load = itertools.count(1), engine.load
 
-    def interrupted_at_the_tenth(source: str) -> None:
+    def interrupted_at_the_tenth(source: str) -> str:
         if next(loads) == 10:
             raise KeyboardInterrupt
-        load(source)
+        handle: str = load(source)
+        return handle
 
     engine.load = interrupted_at_the_tenth
     threads = threading.active_count()

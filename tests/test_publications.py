@@ -282,7 +282,9 @@ def test_each_publication_that_goes_is_told_once_when_it_is_idle(
             lease.release()
     else:
         end(models)
-    assert sorted(told, key=lambda each: each.generation) == expected
+    told.sort(key=lambda each: each.generation)
+    assert told == expected
+    assert [each.handle for each in told] == [f"weights of {id}" for id in ids]
     models.register(ModelEndpoint("c", "p"))
     models.set_status("c", "error")
     assert len(told) == len(ids)

@@ -26,7 +26,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock, get_ident
 from time import monotonic
 from typing import Any, TypeVar
@@ -48,13 +48,14 @@ class Publication:
     """One publication of an endpoint, as ``on_idle`` of a :class:`ModelRegistry` gets it.
 
     ``adapter`` is the adapter and ``handle`` the engine's object that were published with the endpoint, or ``None``.
+    Comparison ignores the handle.
     No other publication in the registry has the number ``generation``.
     """
 
     endpoint: ModelEndpoint
     adapter: LoraAdapter | None
     generation: int
-    handle: Any
+    handle: Any = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

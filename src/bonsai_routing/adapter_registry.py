@@ -173,7 +173,8 @@ class AdapterRegistry:
 class AdapterLoad:
     """The ``with`` block in which an engine loads an adapter. :meth:`AdapterRegistry.loading` explains it.
 
-    ``endpoint`` is the adapter's endpoint as it is in the block, with the status ``loading``.
+    ``endpoint`` is the adapter's endpoint as it is at the beginning of the block. Its status is ``loading``, or that of
+    the base if the base is not ready.
     Set ``handle`` to the engine's object in the block: it is published together with the status ``ready``.
     ``idle`` is the future of the endpoint that the adapter replaces, as :meth:`AdapterRegistry.swap` returns it.
     If it replaces none, the future completes with ``None``, at the end of the block at the latest.
@@ -256,7 +257,7 @@ class AdapterLoad:
         if load is not None and load() is not None:
             raise AdapterLoadedError(id)
         present = store.directory.find_id(id)
-        if present is not None and (present.is_ready or present.own == _READY):
+        if present is not None and (present.own or present.endpoint).status is EndpointStatus.READY:
             self._serving = True
             self.endpoint = replace(declared, status=EndpointStatus.LOADING)
         else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -30,7 +30,7 @@ class StackMember:
     adapter: LoraAdapter
     weight: float
     generation: int
-    handle: Any = None
+    handle: Any = field(default=None, repr=False, compare=False)
 
 
 class StackLease:
