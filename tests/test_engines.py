@@ -14,6 +14,9 @@ from bonsai_routing.engines import (
     lorax_parameters,
     parse_vllm_lora_modules,
     peft_weighted_adapter,
+    sglang_load_lora_adapter,
+    sglang_lora_paths,
+    sglang_unload_lora_adapter,
     vllm_load_lora_adapter,
     vllm_lora_modules,
     vllm_unload_lora_adapter,
@@ -22,6 +25,7 @@ from bonsai_routing.errors import ModelNotFoundError
 from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
+from bonsai_routing.router import ModelRouter
 
 CODE = LoraAdapter("code", "bonsai", "adapters/code")
 MATH = LoraAdapter("math", "bonsai", "adapters/math")
@@ -91,7 +95,7 @@ def test_weights_without_a_finite_sum_are_refused(function: Callable[[Any], obje
 @of_a_stack
 @pytest.mark.parametrize("stack", [None, "code", [("code", 1.0)], {"code": 1.0}])
 def test_what_is_no_stack_is_refused(function: Callable[[Any], object], stack: object) -> None:
-    with pytest.raises(TypeError, match=r"^stack must be an AdapterStack or a StackLease, not "):
+    with pytest.raises(TypeError, match=r"^stack must be an AdapterStack, a StackLease or a Lease, not "):
         function(stack)
 
 
@@ -405,7 +409,7 @@ def test_vllm_and_we_read_back_what_we_write(seed: int) -> None:
         ('{"name": "sql", "path": "a", "base_model_name": null}', LoraAdapter("sql", "bonsai", "a")),
         ('{"name": "sql", "path": "a", "base_model_name": "llama"}', LoraAdapter("sql", "llama", "a")),
         ('{"name": "llama:sql", "path": "a", "base_model_name": "llama"}', LoraAdapter("sql", "llama", "a")),
-        ('{"name": "sql", "path": "a", "is_3d_lora_weight": true}', LoraAdapter("sql", "bonsai", "a")),
+        ('{"name": "sql", "path": "a", "is_3d_lora_weight": false}', LoraAdapter("sql", "bonsai", "a")),
         # Without a comma even this is name=path to vLLM.
         ('{"name"=1}', LoraAdapter('{"name"', "bonsai", "1}")),
     ],
@@ -445,6 +449,7 @@ def test_no_arguments_are_no_adapters() -> None:
         '{"name": 1, "path": "a"}',
         '{"name": "sql", "path": null}',
         '{"name": "sql", "path": "a", "base_model_name": 1}',
+        '{"name": "sql", "path": "a", "is_3d_lora_weight": true}',
         '{"name": "sql", "path": "a", "is_3d_lora_weight": 1}',
         '{"name": "sql", "path": "a", "is_3d_lora_weight": null}',
     ],
@@ -514,3 +519,93 @@ def test_adapters_are_adapters(function: Callable[[Any], object]) -> None:
         function(CODE)
     with pytest.raises(TypeError, match=r"^adapters must hold LoraAdapter objects, not 'code'$"):
         function([CODE, "code"])
+
+
+@pytest.mark.parametrize("function", [vllm_load_lora_adapter, vllm_unload_lora_adapter])
+def test_a_version_may_have_a_name_of_its_own_in_vllm(function: Callable[..., dict[str, object]]) -> None:
+    assert function(CODE, lora_name="bonsai:code@2")["lora_name"] == "bonsai:code@2"
+
+
+# SGLang.
+
+
+def test_sglang_takes_adapters_by_their_own_names() -> None:
+    assert sglang_lora_paths([CODE, LoraAdapter("v1:math", "bonsai", "org/math")]) == [
+        "code=adapters/code",
+        "v1:math=org/math",
+    ]
+    assert sglang_load_lora_adapter(CODE) == {"lora_name": "code", "lora_path": "adapters/code"}
+    assert sglang_unload_lora_adapter(CODE) == {"lora_name": "code"}
+    assert sglang_load_lora_adapter(CODE, lora_name="code-2") == {"lora_name": "code-2", "lora_path": "adapters/code"}
+    assert sglang_unload_lora_adapter(CODE, lora_name="code-2") == {"lora_name": "code-2"}
+
+
+def read_by_sglang(argument: str) -> tuple[str, str]:
+    """Return the name and the path that SGLang reads from an argument of ``--lora-paths``."""
+    argument = argument.strip()
+    assert not argument.startswith("-")
+    if argument.startswith("{") and argument.endswith("}"):
+        values = json.loads(argument)
+        return values["lora_name"], values["lora_path"]
+    name, _, path = argument.partition("=")
+    return name, path
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("a=b", "path"),
+        ("code", "path=x"),
+        (" code", "path"),
+        ("code", "path "),
+        ("-code", "path"),
+        ("{code", "path}"),
+        ("code", "a,b"),
+        ("c\u00f6de", "C:\\adapters"),
+    ],
+)
+def test_sglang_reads_an_argument_as_it_was_meant(name: str, source: str) -> None:
+    [argument] = sglang_lora_paths([LoraAdapter(name, "bonsai", source)])
+    assert read_by_sglang(argument) == (name, source)
+
+
+def test_two_adapters_of_one_name_cannot_be_told_apart_by_sglang() -> None:
+    with pytest.raises(ValueError, match="adapters must have a name each for SGLang, not 'code' again"):
+        sglang_lora_paths([CODE, LoraAdapter("code", "llama", "adapters/other")])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [vllm_load_lora_adapter, vllm_unload_lora_adapter, sglang_load_lora_adapter, sglang_unload_lora_adapter],
+)
+def test_a_name_in_an_engine_is_text_that_is_not_empty(function: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="lora_name must not be empty"):
+        function(CODE, lora_name="")
+    with pytest.raises(TypeError, match="lora_name must be a str or None, not 5"):
+        function(CODE, lora_name=5)
+    with pytest.raises(TypeError, match="adapter must be a LoraAdapter, not 'code'"):
+        function("code")
+
+
+# Leases.
+
+
+def test_a_lease_stands_for_the_adapter_that_was_leased() -> None:
+    models = ModelRegistry()
+    models.register(ModelEndpoint("bonsai", "qwen3-8b"))
+    AdapterRegistry(models).load(CODE)
+    with ModelRouter(models).lease("bonsai:code") as lease:
+        assert llama_cpp_lora(lease, ["math", "code"]) == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]
+        assert peft_weighted_adapter(lease, "blend")["adapters"] == ["code"]
+        assert lorax_parameters(lease) == {"adapter_id": "adapters/code"}
+    with ModelRouter(models).lease("bonsai") as lease:
+        assert llama_cpp_lora(lease, ["code"]) == [{"id": 0, "scale": 0.0}]
+        assert lorax_parameters(lease) == {}
+        with pytest.raises(ValueError, match="stack must hold an adapter for PEFT"):
+            peft_weighted_adapter(lease, "blend")
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "."])
+def test_a_name_that_pytorch_refuses_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="adapter_name must be a name without a dot, and not empty"):
+        peft_weighted_adapter(AdapterStack().add("code", 1.0), name)

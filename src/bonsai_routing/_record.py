@@ -97,7 +97,8 @@ class Record:
 
     def not_ready(self) -> ModelNotReadyError:
         """Return the error that says why the endpoint is not ready."""
-        return ModelNotReadyError(self.id, self.endpoint.status, *(self.note or ()))
+        reason, retry_after = self.note or (None, None)
+        return ModelNotReadyError(self.id, self.endpoint.status, reason, retry_after)
 
     def with_status(self, status: EndpointStatus, note: Note | None) -> "Record":
         """Return this publication with another status. For an endpoint that follows no base."""

@@ -1,8 +1,10 @@
-"""What engines take for our stacks and adapters, as plain data: PEFT, llama.cpp, LoRAX and vLLM.
+"""What engines take for our stacks and adapters, as plain data: PEFT, llama.cpp, LoRAX, vLLM and SGLang.
 
 Every adapter has a *delta*: the product of its two matrices times its scaling, what it adds to the base's weights.
 A stack asks for the sum of its adapters' deltas, each times its weight; each function says what its engine makes of it.
 An adapter that is in a stack twice counts once, with the sum of its weights.
+A :class:`Lease` in place of a stack stands for the adapter that was leased, with the weight 1.0, or for an empty stack
+if no adapter was leased.
 """
 
 import json
@@ -11,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from bonsai_routing._checks import check_name, is_finite
 from bonsai_routing.adapters import AdapterStack
 from bonsai_routing.errors import ModelNotFoundError
+from bonsai_routing.leases import Lease
 from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.stacks import StackLease
@@ -20,6 +23,9 @@ __all__ = [
     "lorax_parameters",
     "parse_vllm_lora_modules",
     "peft_weighted_adapter",
+    "sglang_load_lora_adapter",
+    "sglang_lora_paths",
+    "sglang_unload_lora_adapter",
     "vllm_load_lora_adapter",
     "vllm_lora_modules",
     "vllm_unload_lora_adapter",
@@ -31,12 +37,14 @@ _SIGN_METHODS = ("total", "frequency")
 
 
 def peft_weighted_adapter(
-    stack: AdapterStack | StackLease, adapter_name: str, *, combination_type: str = "cat"
+    stack: AdapterStack | StackLease | Lease, adapter_name: str, *, combination_type: str = "cat"
 ) -> dict[str, object]:
     """Return the keyword arguments with which PEFT's ``LoraModel.add_weighted_adapter`` makes one adapter of *stack*.
 
     The stack's names are those of the adapters in the PEFT model; a :class:`StackLease` gives its adapters' names.
-    *adapter_name* becomes the new adapter's; PyTorch allows no dot in it.
+    *adapter_name* becomes the new adapter's.
+    PyTorch refuses an empty name, a name with a dot, and the name of an attribute of its ``ModuleDict``, such as
+    ``keys``, ``type`` or ``train``. The first two raise ``ValueError`` here.
     PEFT changes nothing, and says nothing, if an adapter of that name is there: delete it first.
 
     With ``"cat"``, in PEFT from 0.7.1 on, the new delta is exactly the weighted sum, whatever the signs of the weights,
@@ -52,8 +60,13 @@ def peft_weighted_adapter(
     So put an adapter without it first; if all have it, divide the weights by the square root of the new rank.
     It leaves out what DoRA and ``lora_bias`` add.
 
+    When PEFT loads an adapter whose ``init_lora_weights`` is PiSSA or OLoRA, it changes the base's weights in the
+    model, also for every other adapter, for every blend and for ``disable_adapter``.
+    Convert such an adapter to a plain one before you blend it.
+    PEFT combines a KaSA adapter with others of its kind only, and a blend of these leaves out a part of their deltas.
+
     Raises ``ValueError`` when the stack is empty: the base alone is what PEFT's ``disable_adapter`` gives.
-    Source: PEFT 0.21.2, ``peft/tuners/lora/model.py``.
+    Source: PEFT 0.21.2, ``peft/tuners/lora/model.py``, and tried with it and PyTorch 2.13.0.
 
     >>> stack = AdapterStack().add("code", 0.75).add("math", -0.25)
     >>> peft_weighted_adapter(stack, "blend")
@@ -65,6 +78,8 @@ def peft_weighted_adapter(
             raise TypeError(f"{argument} must be a str, not {text!r}")
     if not weights:
         raise ValueError(f"stack must hold an adapter for PEFT, not {stack!r}")
+    if not adapter_name or "." in adapter_name:
+        raise ValueError(f"adapter_name must be a name without a dot, and not empty, for PyTorch, not {adapter_name!r}")
     if adapter_name in weights:
         raise ValueError(f"adapter_name must be the name of a new adapter, not {adapter_name!r}, which is in the stack")
     return {
@@ -76,7 +91,7 @@ def peft_weighted_adapter(
 
 
 def llama_cpp_lora(
-    stack: AdapterStack | StackLease, ids: Sequence[str] | Mapping[str, int]
+    stack: AdapterStack | StackLease | Lease, ids: Sequence[str] | Mapping[str, int]
 ) -> list[dict[str, int | float]]:
     """Return what the field ``lora`` of a request to llama.cpp's server must be, in the order of *ids*.
 
@@ -85,14 +100,18 @@ def llama_cpp_lora(
     A scale, of any sign, multiplies the adapter's own scaling, and the server adds the deltas up: the weighted sum.
     But it takes alpha / rank for that scaling, also where PEFT's ``use_rslora`` means alpha / sqrt(rank): give such an
     adapter a weight that is the square root of its rank larger.
+    Its files hold one alpha for all layers, so PEFT's ``alpha_pattern`` is lost.
+    An alpha of 0 means a scaling of 1 to it, where PEFT adds nothing.
 
     Every adapter is listed, with scale 0.0 if the stack has it not, so an empty stack is the base alone.
-    For an absent list, and in newer servers for an empty one, the server takes scales of its own instead.
+    Send the list with requests for the base alone, too: for an absent list, and in newer servers for an empty one, the
+    server takes scales of its own instead, which are those of its command line or of ``POST /lora-adapters``.
     The list is empty only if *ids* is.
     The server runs requests of different scales one after another, not in one batch.
 
     Raises :class:`ModelNotFoundError` for an adapter that the server does not have.
-    Source: llama.cpp, ``tools/server/README.md``, ``server-context.cpp`` and ``convert_lora_to_gguf.py``.
+    Source: llama.cpp, ``tools/server/README.md``, ``server-context.cpp``, ``src/llama-adapter.h`` and
+    ``convert_lora_to_gguf.py``.
 
     >>> llama_cpp_lora(AdapterStack().add("math", 0.5), ["code", "math"])
     [{'id': 0, 'scale': 0.0}, {'id': 1, 'scale': 0.5}]
@@ -106,7 +125,7 @@ def llama_cpp_lora(
 
 
 def lorax_parameters(
-    stack: AdapterStack | StackLease,
+    stack: AdapterStack | StackLease | Lease,
     adapters: Iterable[LoraAdapter] = (),
     *,
     merge_strategy: str = "linear",
@@ -141,7 +160,12 @@ def lorax_parameters(
     """
     weights = _weights(stack)
     sources: dict[str, str] = {}
-    members = [member.adapter for member in stack.members] if isinstance(stack, StackLease) else _adapters(adapters)
+    if isinstance(stack, StackLease):
+        members = [member.adapter for member in stack.members]
+    elif isinstance(stack, Lease):
+        members = [] if stack.adapter is None else [stack.adapter]
+    else:
+        members = _adapters(adapters)
     for adapter in members:
         if sources.setdefault(adapter.name, adapter.source) != adapter.source:
             raise ValueError(f"adapters must have one source for each name, not another for {adapter!r}")
@@ -216,7 +240,8 @@ def parse_vllm_lora_modules(arguments: Iterable[str], *, base_model: ModelId | s
     """Return the adapters that the arguments of vLLM's option ``--lora-modules`` name, in their order.
 
     Each is read as vLLM does: with an equals sign and no comma it is ``name=path``, otherwise a JSON object with
-    ``name``, ``path`` and perhaps ``base_model_name`` and ``is_3d_lora_weight``, which is the engine's own affair.
+    ``name``, ``path`` and perhaps ``base_model_name`` and ``is_3d_lora_weight``.
+    If the last one is true, the argument is refused, because a :class:`LoraAdapter` cannot keep it.
     An empty one is skipped.
     *base_model* is the id of the base's endpoint for those that have no ``base_model_name``.
     A name that starts with the base's id and a colon loses these, so that the ids and sources which
@@ -246,42 +271,110 @@ def parse_vllm_lora_modules(arguments: Iterable[str], *, base_model: ModelId | s
     return adapters
 
 
-def vllm_load_lora_adapter(adapter: LoraAdapter, *, load_inplace: bool = False) -> dict[str, object]:
-    """Return the body of vLLM's ``POST /v1/load_lora_adapter``, which loads *adapter* under its endpoint's id.
+def vllm_load_lora_adapter(
+    adapter: LoraAdapter, *, lora_name: str | None = None, load_inplace: bool = False
+) -> dict[str, object]:
+    """Return the body of vLLM's ``POST /v1/load_lora_adapter``, which loads *adapter* under the name *lora_name*.
 
-    *load_inplace* true replaces what is loaded under that id, which vLLM otherwise refuses.
+    ``None`` means the id of the adapter's endpoint.
+
+    Give each version of an adapter a name of its own, and publish this name as the handle: a request then names what it
+    has leased, the old version goes on serving those that have leased it, and ``on_idle`` unloads it by its handle.
+    Under one name, *load_inplace* true replaces what is loaded, which vLLM otherwise refuses.
+    Requests that have leased the old weights are then answered with the new ones.
     Changed weights need a new source, because vLLM goes on using what it computed with those of the old one.
+
     vLLM must run with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``, and answers in plain text.
     Source: vLLM 0.33.0, ``vllm/entrypoints/openai/models/serving.py``.
 
-    >>> vllm_load_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code"))
-    {'lora_name': 'bonsai-8b:code', 'lora_path': 'adapters/code'}
+    >>> vllm_load_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code-2"), lora_name="bonsai-8b:code@2")
+    {'lora_name': 'bonsai-8b:code@2', 'lora_path': 'adapters/code-2'}
     """
-    body: dict[str, object] = {"lora_name": _id(adapter), "lora_path": adapter.source}
+    body: dict[str, object] = {
+        "lora_name": _lora_name(lora_name, _checked(adapter).id.value),
+        "lora_path": adapter.source,
+    }
     # Left out where it says nothing, because older ones do not know it.
     return body | {"load_inplace": True} if load_inplace else body
 
 
-def vllm_unload_lora_adapter(adapter: LoraAdapter) -> dict[str, object]:
-    """Return the body of vLLM's ``POST /v1/unload_lora_adapter``, for what is loaded under *adapter*'s endpoint's id.
+def vllm_unload_lora_adapter(adapter: LoraAdapter, *, lora_name: str | None = None) -> dict[str, object]:
+    """Return the body of vLLM's ``POST /v1/unload_lora_adapter``, for what is loaded under the name *lora_name*.
 
+    ``None`` means the id of the adapter's endpoint.
     Send it when the last lease of the adapter has ended.
     Source and conditions: those of :func:`vllm_load_lora_adapter`.
 
     >>> vllm_unload_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code"))
     {'lora_name': 'bonsai-8b:code'}
     """
-    return {"lora_name": _id(adapter)}
+    return {"lora_name": _lora_name(lora_name, _checked(adapter).id.value)}
 
 
-def _weights(stack: AdapterStack | StackLease) -> dict[str, float]:
+def sglang_lora_paths(adapters: Iterable[LoraAdapter]) -> list[str]:
+    """Return the arguments that SGLang's option ``--lora-paths`` takes for *adapters*, one each, in their order.
+
+    SGLang's name for an adapter is the adapter's own: in a request, the model ``base:name`` names the server's model
+    and then the adapter.
+    SGLang applies one adapter to a request, without a weight. Its scaling is alpha / rank, also where PEFT's
+    ``use_rslora`` means alpha / sqrt(rank).
+    An argument is ``name=path`` where SGLang reads that right, otherwise a JSON object.
+    Raises ``ValueError`` when two adapters have the same name, as adapters of two bases may.
+    Source: SGLang, ``LoRAPathAction`` in ``python/sglang/srt/server_args.py``, and its page about LoRA serving.
+
+    >>> sglang_lora_paths([LoraAdapter("code", "bonsai-8b", "adapters/code")])
+    ['code=adapters/code']
+    """
+    arguments: dict[str, str] = {}
+    for adapter in _adapters(adapters):
+        name = adapter.name
+        if name in arguments:
+            raise ValueError(f"adapters must have a name each for SGLang, not {name!r} again")
+        argument = f"{name}={adapter.source}"
+        # SGLang strips white space, takes braces for JSON, and ends the name at the first equals sign.
+        if argument != argument.strip() or argument.startswith(("-", "{")) or "=" in name:
+            argument = json.dumps({"lora_name": name, "lora_path": adapter.source})
+        arguments[name] = argument
+    return [*arguments.values()]
+
+
+def sglang_load_lora_adapter(adapter: LoraAdapter, *, lora_name: str | None = None) -> dict[str, object]:
+    """Return the body of SGLang's ``POST /load_lora_adapter``, which loads *adapter* under the name *lora_name*.
+
+    ``None`` means the adapter's own name; :func:`sglang_lora_paths` says what the name is for.
+    SGLang refuses a name that is loaded. So give each version a name of its own, as :func:`vllm_load_lora_adapter`
+    explains.
+    SGLang must run with ``--enable-lora``.
+    Source: SGLang, ``LoadLoRAAdapterReqInput`` in ``python/sglang/srt/managers/io_struct.py``.
+
+    >>> sglang_load_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code"))
+    {'lora_name': 'code', 'lora_path': 'adapters/code'}
+    """
+    return {"lora_name": _lora_name(lora_name, _checked(adapter).name), "lora_path": adapter.source}
+
+
+def sglang_unload_lora_adapter(adapter: LoraAdapter, *, lora_name: str | None = None) -> dict[str, object]:
+    """Return the body of SGLang's ``POST /unload_lora_adapter``, for what is loaded under the name *lora_name*.
+
+    ``None`` means the adapter's own name.
+    Source: that of :func:`sglang_load_lora_adapter`.
+
+    >>> sglang_unload_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code"))
+    {'lora_name': 'code'}
+    """
+    return {"lora_name": _lora_name(lora_name, _checked(adapter).name)}
+
+
+def _weights(stack: AdapterStack | StackLease | Lease) -> dict[str, float]:
     """Return the weight of each adapter of a stack by name, in the order in which they first occur."""
     if isinstance(stack, StackLease):
         pairs = [(member.adapter.name, member.weight) for member in stack.members]
     elif isinstance(stack, AdapterStack):
         pairs = [(ref.name, ref.weight) for ref in stack.adapters]
+    elif isinstance(stack, Lease):
+        pairs = [] if stack.adapter is None else [(stack.adapter.name, 1.0)]
     else:
-        raise TypeError(f"stack must be an AdapterStack or a StackLease, not {stack!r}")
+        raise TypeError(f"stack must be an AdapterStack, a StackLease or a Lease, not {stack!r}")
     weights: dict[str, float] = {}
     for name, weight in pairs:
         weights[name] = weights.get(name, 0.0) + weight
@@ -326,11 +419,21 @@ def _adapters(adapters: Iterable[LoraAdapter]) -> list[LoraAdapter]:
     return listed
 
 
-def _id(adapter: LoraAdapter) -> str:
-    """Return the id under which vLLM serves an adapter."""
+def _lora_name(lora_name: str | None, usual: str) -> str:
+    """Return the name under which an engine loads an adapter; *usual* if none is given."""
+    if lora_name is None:
+        return usual
+    if not isinstance(lora_name, str):
+        raise TypeError(f"lora_name must be a str or None, not {lora_name!r}")
+    if not lora_name:
+        raise ValueError("lora_name must not be empty")
+    return lora_name
+
+
+def _checked(adapter: LoraAdapter) -> LoraAdapter:
     if not isinstance(adapter, LoraAdapter):
         raise TypeError(f"adapter must be a LoraAdapter, not {adapter!r}")
-    return adapter.id.value
+    return adapter
 
 
 def _module(argument: str) -> tuple[str, str, str | None]:
@@ -348,7 +451,7 @@ def _module(argument: str) -> tuple[str, str, str | None]:
         case {"name": str(name), "path": str(path), **others}:
             base = others.pop("base_model_name", None)
             layout = others.pop("is_3d_lora_weight", False)
-            if (base is None or isinstance(base, str)) and isinstance(layout, bool) and not others:
+            if (base is None or isinstance(base, str)) and layout is False and not others:
                 return name, path, base
-    rule = "a JSON object with text as name, path and perhaps base_model_name, and perhaps a Boolean is_3d_lora_weight"
+    rule = "a JSON object with text as name, path and perhaps base_model_name, and perhaps a false is_3d_lora_weight"
     raise ValueError(f"arguments must each be name=path or {rule}, not {argument!r}") from cause

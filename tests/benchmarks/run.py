@@ -234,7 +234,7 @@ OPERATIONS: tuple[tuple[str, Operation, str, float | None], ...] = (
     ("route_for_context(alias, n), it fits", route_fits, "aliases", 1.8),
     ("route_for_context(None, n), fallback", route_fallback, "one", 3),
     ("the same after the largest flipped", flip_and_fallback, "one", 100),
-    ("lease(id) and its release()", lease, "ids", 24),
+    ("lease(id) and its release()", lease, "ids", 26),
     ("ModelNotFoundError, raised and caught", refuse, "ids", 20),
     ("models_list(), per entry", models_list, "in order", 4),
     ("register() of a new endpoint", register, "in order", 60),

@@ -163,3 +163,48 @@ def test_a_blend_that_peft_saves_is_read_too(model: Any, tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     adapter = LoraAdapter.from_peft(tmp_path / "blend", base_model="bonsai-8b")
     assert (adapter.rank, adapter.scaling) == (5, 1.0)
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "keys", "type", "train"])
+def test_pytorch_refuses_the_names_that_are_said_to_be_refused(model: Any, name: str) -> None:
+    with pytest.raises(KeyError):
+        model.add_weighted_adapter(["code", "math"], [0.5, 0.5], name, combination_type="cat")
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_loading_an_adapter_of_these_kinds_changes_the_base(kind: str) -> None:
+    torch.manual_seed(SEED)
+    base = torch.nn.ModuleDict({"first": torch.nn.Linear(8, 6)})
+    before = base["first"].weight.detach().clone()
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["first"], init_lora_weights=kind)
+    model = peft.get_peft_model(base, config, adapter_name="code")
+    with model.disable_adapter():
+        assert not torch.allclose(layer(model, "first").base_layer.weight, before)
+
+
+def test_adapters_of_kasa_combine_with_their_kind_only_and_not_exactly() -> None:
+    torch.manual_seed(SEED)
+
+    def config(**values: Any) -> Any:
+        return peft.LoraConfig(r=2, lora_alpha=4, target_modules=["first"], **values)
+
+    model = peft.get_peft_model(
+        torch.nn.ModuleDict({"first": torch.nn.Linear(8, 6, bias=False)}),
+        config(kasa_config=peft.KasaConfig()),
+        adapter_name="code",
+    )
+    with pytest.raises(ValueError, match="KaSA"):
+        model.add_adapter("plain", config())
+    model.add_adapter("math", config(kasa_config=peft.KasaConfig()))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    model.add_weighted_adapter(["code", "math"], [0.5, 0.5], "blend", combination_type="cat")
+    inputs = torch.randn(3, 8)
+
+    def added(name: str) -> Any:
+        model.set_adapter(name)
+        with torch.no_grad():
+            return layer(model, "first")(inputs) - inputs @ layer(model, "first").base_layer.weight.T
+
+    assert not torch.allclose(added("blend"), 0.5 * added("code") + 0.5 * added("math"), atol=0.1)
