@@ -1,9 +1,11 @@
 import copy
 import pickle
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from instructions import stopped_at_each_instruction
 
 from bonsai_routing import (
     ContextTooLongError,
@@ -228,3 +230,45 @@ def test_a_deep_copy_of_a_router_has_its_own_registry() -> None:
     router.registry.unregister("small")
     assert twin.route(None) == SMALL
     assert copy.copy(router).registry is router.registry
+
+
+def ready_again(registry: ModelRegistry) -> None:
+    registry.set_status("a", "error")
+    registry.set_status("a", "ready")
+
+
+def moved_away_and_back(registry: ModelRegistry) -> None:
+    registry.add_alias("x", "b")
+    registry.add_alias("x", "a")
+
+
+def replaced(registry: ModelRegistry) -> None:
+    registry.replace_with(copy.deepcopy(registry))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda registry: registry.register(ModelEndpoint("a", "q", is_default=True)),
+        lambda registry: registry.swap(ModelEndpoint("a", "q", is_default=True)),
+        lambda registry: registry.unregister("b"),
+        lambda registry: registry.set_default("a"),
+        ready_again,
+        moved_away_and_back,
+        replaced,
+    ],
+    ids=["register", "swap", "unregister", "set_default", "set_status", "add_alias", "replace_with"],
+)
+def test_routing_to_what_is_ready_takes_few_steps_after_any_write(write: Callable[[ModelRegistry], object]) -> None:
+    registry = ModelRegistry()
+    registry.register(ModelEndpoint("a", "p", is_default=True))
+    registry.register(ModelEndpoint("b", "p"))
+    registry.add_alias("x", "a")
+    router = ModelRouter(registry)
+    write(registry)
+    for name in ("a", "x", None):
+        steps: list[None] = []
+        with stopped_at_each_instruction(lambda steps=steps: steps.append(None)):  # type: ignore[misc]
+            router.route(name)
+        # The slow path takes more than twice as many.
+        assert len(steps) < 25, name
