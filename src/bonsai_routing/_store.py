@@ -111,30 +111,25 @@ class Store:
             if ledger.ending:
                 ledger.settle()
 
-    def publish(self, endpoint: ModelEndpoint, handle: object = None, future: IdleFuture | None = None) -> Record:
-        """Publish *endpoint* as a new generation, and start draining the endpoint that it replaces."""
-        old = self.directory.tables.records.get(endpoint.id.value)
-        self.generation = generation = self.generation + 1
-        rank = generation if old is None else old.rank
-        record = Record(endpoint, endpoint, int(time.time()), generation, rank, handle)
-        self._replace(record.id, old, record, future)
-        return record
-
-    def publish_adapter(
+    def publish(
         self,
-        declared: ModelEndpoint,
-        adapter: LoraAdapter,
-        own: Own,
+        endpoint: ModelEndpoint,
         handle: object = None,
         future: IdleFuture | None = None,
+        adapter: LoraAdapter | None = None,
+        own: Own | None = None,
     ) -> Record:
-        """Do what ``publish`` does with the endpoint of an adapter, which follows its base from now on."""
+        """Publish *endpoint* as a new generation, and start draining the endpoint that it replaces.
+
+        With an *adapter*, whose own status is *own*, the endpoint follows its base from now on.
+        """
         records = self.directory.tables.records
-        old = records.get(declared.id.value)
+        old = records.get(endpoint.id.value)
         self.generation = generation = self.generation + 1
         rank = generation if old is None else old.rank
-        record = Record(declared, declared, int(time.time()), generation, rank, None, None, adapter)
-        record = record.on(records[adapter.base_model], own, handle)
+        record = Record(endpoint, endpoint, int(time.time()), generation, rank, handle, None, adapter)
+        if adapter is not None:
+            record = record.on(records[adapter.base_model], own, handle)
         self._replace(record.id, old, record, future)
         return record
 

@@ -261,7 +261,7 @@ class AdapterLoad:
             self._serving = True
             self.endpoint = replace(declared, status=EndpointStatus.LOADING)
         else:
-            present = store.publish_adapter(declared, adapter, _LOADING, None, replaced)
+            present = store.publish(declared, None, replaced, adapter, _LOADING)
             self.endpoint = present.endpoint
         self._known = present.generation
         store.loads[id] = ref(self)
@@ -272,7 +272,7 @@ class AdapterLoad:
         _expect(store, adapter, self._known)
         if self._serving:
             declared = _endpoint(store, adapter, self._check_base)
-            store.publish_adapter(declared, adapter, _READY, self.handle, replaced)
+            store.publish(declared, self.handle, replaced, adapter, _READY)
         else:
             store.set_status(adapter.id.value, EndpointStatus.READY, None, self.handle)
 
@@ -306,7 +306,7 @@ def load_adapter(
     if _generation(store, adapter) is not None:
         raise AdapterLoadedError(adapter.id.value)
     declared = replace(endpoint, status=own.status, is_default=is_default)
-    return store.publish_adapter(declared, adapter, own, handle).endpoint
+    return store.publish(declared, handle, None, adapter, own).endpoint
 
 
 def _swap(
@@ -315,7 +315,7 @@ def _swap(
     endpoint = _endpoint(store, adapter, check_base)
     if expect is not None:
         _expect(store, adapter, expect)
-    store.publish_adapter(endpoint, adapter, _READY, handle, future)
+    store.publish(endpoint, handle, future, adapter, _READY)
 
 
 def _unload(store: Store, id: str, future: IdleFuture) -> None:
