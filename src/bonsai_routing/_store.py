@@ -253,7 +253,7 @@ class Store:
                 aliases = dict.fromkeys(self.directory.aliases_of.get(id, ()))
             if id in self.directory.followers_of:
                 self._follow(old, new, records, aliases, leaving)
-        else:
+        elif future is not None:
             complete(future, None)
         if new is not None and new.endpoint.is_default:
             aliases[None] = id

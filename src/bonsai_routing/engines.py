@@ -45,6 +45,7 @@ def peft_weighted_adapter(
     *adapter_name* becomes the new adapter's.
     PyTorch refuses an empty name, a name with a dot, and the name of an attribute of its ``ModuleDict``, such as
     ``keys``, ``type`` or ``train``. The first two raise ``ValueError`` here.
+    PEFT registers a name before PyTorch refuses it, so the model has a broken adapter afterwards.
     PEFT changes nothing, and says nothing, if an adapter of that name is there: delete it first.
 
     With ``"cat"``, in PEFT from 0.7.1 on, the new delta is exactly the weighted sum, whatever the signs of the weights,
@@ -62,8 +63,10 @@ def peft_weighted_adapter(
 
     When PEFT loads an adapter whose ``init_lora_weights`` is PiSSA or OLoRA, it changes the base's weights in the
     model, also for every other adapter, for every blend and for ``disable_adapter``.
-    Convert such an adapter to a plain one before you blend it.
-    PEFT combines a KaSA adapter with others of its kind only, and a blend of these leaves out a part of their deltas.
+    If such an adapter is the first of the stack, PEFT changes them once more for the new one.
+    Convert it to a plain adapter before you blend it, with PEFT's ``path_initial_model_for_weight_conversion``.
+    A KaSA adapter cannot be converted: PEFT combines it with others of its kind only, and a blend of these leaves out
+    their diagonals.
 
     Raises ``ValueError`` when the stack is empty: the base alone is what PEFT's ``disable_adapter`` gives.
     Source: PEFT 0.21.2, ``peft/tuners/lora/model.py``, and tried with it and PyTorch 2.13.0.
@@ -101,11 +104,12 @@ def llama_cpp_lora(
     But it takes alpha / rank for that scaling, also where PEFT's ``use_rslora`` means alpha / sqrt(rank): give such an
     adapter a weight that is the square root of its rank larger.
     Its files hold one alpha for all layers, so PEFT's ``alpha_pattern`` is lost.
-    An alpha of 0 means a scaling of 1 to it, where PEFT adds nothing.
+    An alpha of 0 means a scaling of 1 to it, where PEFT adds nothing: give such an adapter the weight 0.0.
 
     Every adapter is listed, with scale 0.0 if the stack has it not, so an empty stack is the base alone.
     Send the list with requests for the base alone, too: for an absent list, and in newer servers for an empty one, the
-    server takes scales of its own instead, which are those of its command line or of ``POST /lora-adapters``.
+    server takes scales of its own instead, which are 1.0 unless its command line or ``POST /lora-adapters`` says
+    otherwise.
     The list is empty only if *ids* is.
     The server runs requests of different scales one after another, not in one batch.
 
@@ -281,7 +285,9 @@ def vllm_load_lora_adapter(
     Give each version of an adapter a name of its own, and publish this name as the handle: a request then names what it
     has leased, the old version goes on serving those that have leased it, and ``on_idle`` unloads it by its handle.
     Under one name, *load_inplace* true replaces what is loaded, which vLLM otherwise refuses.
-    Requests that have leased the old weights are then answered with the new ones.
+    Requests that have leased the old weights are then answered with the new ones, also in the middle of an answer.
+    If the weights of a mixture of experts are fused, add ``"is_3d_lora_weight": True``, which a :class:`LoraAdapter`
+    does not have.
     Changed weights need a new source, because vLLM goes on using what it computed with those of the old one.
 
     vLLM must run with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``, and answers in plain text.
@@ -314,13 +320,14 @@ def vllm_unload_lora_adapter(adapter: LoraAdapter, *, lora_name: str | None = No
 def sglang_lora_paths(adapters: Iterable[LoraAdapter]) -> list[str]:
     """Return the arguments that SGLang's option ``--lora-paths`` takes for *adapters*, one each, in their order.
 
-    SGLang's name for an adapter is the adapter's own: in a request, the model ``base:name`` names the server's model
-    and then the adapter.
-    SGLang applies one adapter to a request, without a weight. Its scaling is alpha / rank, also where PEFT's
-    ``use_rslora`` means alpha / sqrt(rank).
+    SGLang's name for an adapter is the adapter's own. In a request, the model ``base:name`` names the server's model,
+    which ``--served-model-name`` sets, and then the adapter.
+    SGLang applies one adapter to a request, without a weight. Its scaling is alpha / rank in all layers, also where
+    PEFT's ``use_rslora`` means alpha / sqrt(rank). It refuses DoRA.
     An argument is ``name=path`` where SGLang reads that right, otherwise a JSON object.
+    Write the option once: SGLang forgets all but the last.
     Raises ``ValueError`` when two adapters have the same name, as adapters of two bases may.
-    Source: SGLang, ``LoRAPathAction`` in ``python/sglang/srt/server_args.py``, and its page about LoRA serving.
+    Source: SGLang 0.5.23, ``arg_groups/argparse_actions.py`` and ``lora/lora.py`` in ``sglang/srt``.
 
     >>> sglang_lora_paths([LoraAdapter("code", "bonsai-8b", "adapters/code")])
     ['code=adapters/code']
@@ -344,8 +351,9 @@ def sglang_load_lora_adapter(adapter: LoraAdapter, *, lora_name: str | None = No
     ``None`` means the adapter's own name; :func:`sglang_lora_paths` says what the name is for.
     SGLang refuses a name that is loaded. So give each version a name of its own, as :func:`vllm_load_lora_adapter`
     explains.
-    SGLang must run with ``--enable-lora``.
-    Source: SGLang, ``LoadLoRAAdapterReqInput`` in ``python/sglang/srt/managers/io_struct.py``.
+    SGLang must run with ``--enable-lora`` and, if it has no ``--lora-paths``, with ``--max-lora-rank`` and
+    ``--lora-target-modules``.
+    Source: SGLang 0.5.23, ``managers/io_struct.py`` in ``sglang/srt``.
 
     >>> sglang_load_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code"))
     {'lora_name': 'code', 'lora_path': 'adapters/code'}
@@ -357,6 +365,7 @@ def sglang_unload_lora_adapter(adapter: LoraAdapter, *, lora_name: str | None = 
     """Return the body of SGLang's ``POST /unload_lora_adapter``, for what is loaded under the name *lora_name*.
 
     ``None`` means the adapter's own name.
+    Send it when the last lease of the adapter has ended: SGLang refuses new requests for the name at once.
     Source: that of :func:`sglang_load_lora_adapter`.
 
     >>> sglang_unload_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code"))

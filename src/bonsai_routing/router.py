@@ -136,7 +136,8 @@ def _find(directory: Directory, requested_model: ModelId | str | None, required_
         record = directory.find(name)
     if record is None:
         raise NoModelsAvailableError if name is None else ModelNotFoundError(name)
-    record.require_ready()
+    if not record.is_ready:
+        raise record.not_ready()
     if required_context is None or required_context <= record.endpoint.max_context_length:
         return record
     if largest is not None and required_context <= largest.endpoint.max_context_length:

@@ -182,6 +182,20 @@ def test_loading_an_adapter_of_these_kinds_changes_the_base(kind: str) -> None:
         assert not torch.allclose(layer(model, "first").base_layer.weight, before)
 
 
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_a_blend_that_begins_with_an_adapter_of_these_kinds_changes_the_base_again(kind: str) -> None:
+    torch.manual_seed(SEED)
+    values: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": ["first"]}
+    for names, changes in ((["special", "plain"], True), (["plain", "special"], False)):
+        base = torch.nn.ModuleDict({"first": torch.nn.Linear(8, 6)})
+        model = peft.get_peft_model(base, peft.LoraConfig(init_lora_weights=kind, **values), adapter_name="special")
+        model.add_adapter("plain", peft.LoraConfig(**values))
+        before = layer(model, "first").base_layer.weight.detach().clone()
+        stack = AdapterStack().add(names[0], 0.5).add(names[1], 0.5)
+        model.add_weighted_adapter(**peft_weighted_adapter(stack, "blend"))
+        assert torch.equal(layer(model, "first").base_layer.weight, before) is not changes
+
+
 def test_adapters_of_kasa_combine_with_their_kind_only_and_not_exactly() -> None:
     torch.manual_seed(SEED)
 
@@ -208,3 +222,30 @@ def test_adapters_of_kasa_combine_with_their_kind_only_and_not_exactly() -> None
             return layer(model, "first")(inputs) - inputs @ layer(model, "first").base_layer.weight.T
 
     assert not torch.allclose(added("blend"), 0.5 * added("code") + 0.5 * added("math"), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"second": 3}},
+        {"rank_pattern": {"second": 3}, "alpha_pattern": {"second": 6}},
+        {"rank_pattern": {"second": 8}, "alpha_pattern": {"second": 8}, "use_rslora": True},
+        {"alpha_pattern": {"first": 4}},
+        {"alpha_pattern": {"first": 1}},
+    ],
+    ids=repr,
+)
+def test_rank_and_scaling_are_read_as_peft_computes_them(tmp_path: Path, values: dict[str, Any]) -> None:
+    layers = {name: torch.nn.Linear(*size) for name, size in LAYERS.items()}
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["first", "second"], **values)
+    model = peft.get_peft_model(torch.nn.ModuleDict(layers), config)
+    model.save_pretrained(str(tmp_path))
+    adapter = LoraAdapter.from_peft(tmp_path, base_model="bonsai", name="code")
+    computed = [layer(model, name) for name in LAYERS]
+    assert adapter.rank == max(each.r["default"] for each in computed)
+    scalings = {each.scaling["default"] for each in computed}
+    assert adapter.scaling == (scalings.pop() if len(scalings) == 1 else None)
+    # PEFT saves no base for a model that has no name.
+    assert adapter.trained_on is None
