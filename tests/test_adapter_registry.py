@@ -193,8 +193,8 @@ def test_an_adapter_of_other_weights_is_refused(adapters: AdapterRegistry, publi
     error = caught.value
     assert (error.adapter, error.base_model) == ("code", "bonsai")
     assert error.rule == (
-        f"it was trained on '{trained_on}', and the base serves 'qwen3-8b' "
-        "(if these are the same weights, check_base can be set to false)"
+        f"it was trained on '{trained_on}', and the base serves 'qwen3-8b'; "
+        "if these are the same weights, set check_base to false"
     )
     assert state(adapters.models) == before
 

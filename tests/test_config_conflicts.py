@@ -51,8 +51,8 @@ def test_an_adapters_context_is_no_longer_than_its_bases() -> None:
 def test_an_adapter_was_trained_on_its_bases_weights() -> None:
     assert problems_with(adapters=[adapter(name="code", trained_on="llama")]) == (
         (
-            "adapters[0] does not fit base model 'base': it was trained on 'llama', and the base serves 'qwen3-8b' "
-            "(if these are the same weights, check_base can be set to false)"
+            "adapters[0] does not fit base model 'base': it was trained on 'llama', and the base serves 'qwen3-8b'; "
+            "if these are the same weights, set check_base to false"
         ),
     )
 

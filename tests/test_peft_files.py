@@ -140,6 +140,8 @@ def test_a_pattern_of_smaller_ranks_leaves_the_largest(tmp_path: Path) -> None:
         ({"rank_pattern": {"q": 64}, "alpha_pattern": {"q": 128}, "use_rslora": True}, None),
         ({"rank_pattern": {"q": 32}, "alpha_pattern": {"q": 32}, "use_rslora": True}, 16 / math.sqrt(8)),
         ({"rank_pattern": {"q": 64}, "alpha_pattern": {"v": 128}}, None),
+        ({"rank_pattern": {"q": 64, "v": 32}, "alpha_pattern": {"v": 64, "q": 128}}, None),
+        ({"rank_pattern": {"q": 8}, "alpha_pattern": {"v": 16}}, 2.0),
         ({"rank_pattern": None, "alpha_pattern": None, "use_rslora": None}, 2.0),
     ],
     ids=repr,

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 from bonsai_routing._checks import is_finite, is_rank, short_repr
@@ -99,7 +100,12 @@ class PeftConfig:
         """Return the factor of the product of an adapter's matrices; ``None`` if it differs between layers."""
         rank, alpha, ranks, alphas = self.rank(), self.alpha(), self.rank_pattern(), self.alpha_pattern()
         root = math.sqrt if self.rank_stabilised() else float
-        factors = {alphas.get(layers, alpha) / root(ranks.get(layers, rank)) for layers in ranks | alphas}
+        # Where two patterns match a layer, the first one of each dictionary counts.
+        if [*ranks] == [*alphas]:
+            pairs = [*zip(alphas.values(), ranks.values(), strict=True)]
+        else:
+            pairs = [*product([alpha, *alphas.values()], [rank, *ranks.values()])]
+        factors = {numerator / root(denominator) for numerator, denominator in pairs}
         factors.add(alpha / root(rank))
         return factors.pop() if len(factors) == 1 else None
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 from weakref import ref
 
-from bonsai_routing._checks import check_name, check_tokens
+from bonsai_routing._checks import check_name, check_tokens, shorten
 from bonsai_routing._ledger import IdleFuture, complete, new_future
 from bonsai_routing._record import Note, Own
 from bonsai_routing._store import Store
@@ -350,9 +350,10 @@ def _endpoint(store: Store, adapter: LoraAdapter, check_base: bool) -> ModelEndp
     elif limit > base.max_context_length:
         rule = f"its context of {limit} tokens is longer than the base's {base.max_context_length}"
     elif check_base and not are_the_same_weights(adapter.trained_on, base.base_model):
+        trained_on, served = shorten(str(adapter.trained_on)), shorten(base.base_model)
         rule = (
-            f"it was trained on '{adapter.trained_on}', and the base serves '{base.base_model}' "
-            "(if these are the same weights, check_base can be set to false)"
+            f"it was trained on '{trained_on}', and the base serves '{served}'; "
+            "if these are the same weights, set check_base to false"
         )
     else:
         return ModelEndpoint(
