@@ -4,7 +4,6 @@ The environment variable BONSAI_THREAD_ROUNDS asks for a longer run of the tests
 """
 
 import dis
-import gc
 import os
 import random
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import bonsai_routing
@@ -38,14 +37,35 @@ if sys.version_info >= (3, 12):
             visit(code, offset)
         return None if _visits else sys.monitoring.DISABLE
 
+    def _functions_of_the_package() -> Iterator[FunctionType]:
+        # Free-threaded Python hides functions from the garbage collector once a thread has started.
+        found: list[object] = [module for name, module in sys.modules.items() if name.startswith("bonsai_routing")]
+        seen: set[int] = set()
+        while found:
+            each = found.pop()
+            if id(each) in seen:
+                continue
+            seen.add(id(each))
+            if isinstance(each, FunctionType):
+                found.append(getattr(each, "__wrapped__", None))
+                if each.__code__.co_filename.startswith(FOLDER):
+                    yield each
+            elif isinstance(each, (staticmethod, classmethod)):
+                found.append(each.__func__)
+            elif isinstance(each, property):
+                found.append(each.fget)
+            elif isinstance(each, ModuleType) or (
+                isinstance(each, type) and each.__module__.startswith("bonsai_routing")
+            ):
+                found += vars(each).values()
+
     def _monitor_the_package() -> None:
         """Ask for the instructions of all functions of the package, the new ones among them."""
         events = sys.monitoring.events
         if sys.monitoring.get_tool(_TOOL) is None:
             sys.monitoring.use_tool_id(_TOOL, "bonsai_routing tests")
             sys.monitoring.register_callback(_TOOL, events.INSTRUCTION, _on_instruction)
-            functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
-            found = [each.__code__ for each in functions if each.__code__.co_filename.startswith(FOLDER)]
+            found = [function.__code__ for function in _functions_of_the_package()]
             while found:
                 code = found.pop()
                 found += [each for each in code.co_consts if isinstance(each, CodeType)]
