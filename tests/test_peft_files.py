@@ -182,7 +182,8 @@ def test_the_name_of_an_adapter_in_a_cache_of_the_hub_is_its_repositorys(
 def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1021\n"
     (tmp_path / "adapter_config.json").write_text(pointer, encoding="utf-8")
-    assert "Git LFS pointer" in refused(tmp_path).rule
+    rule = "the file is a Git LFS pointer, not the file itself; git lfs pull fetches that"
+    assert refused(tmp_path).rule == rule
 
 
 def test_a_base_that_the_file_does_not_name_is_unknown(tmp_path: Path) -> None:

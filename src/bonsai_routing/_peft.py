@@ -24,18 +24,20 @@ class PeftConfig:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        text = ""
         try:
             with open(path, encoding="utf-8") as file:
                 text = file.read()
-            if text.startswith(_LFS_POINTER):
-                raise self.error(None, "the file is a Git LFS pointer, not the file itself; git lfs pull fetches that")
             values = json.loads(text)
         except FileNotFoundError as error:
             raise self.error(None, "the file does not exist") from error
         except OSError as error:
             raise self.error(None, f"the file cannot be read: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise self.error(None, f"the file is not JSON: {error}") from error
+            rule = f"the file is not JSON: {error}"
+            if text.startswith(_LFS_POINTER):
+                rule = "the file is a Git LFS pointer, not the file itself; git lfs pull fetches that"
+            raise self.error(None, rule) from error
         if not isinstance(values, dict):
             raise self.error(None, f"the file must hold a JSON object, not {short_repr(values)}")
         self.values: dict[str, object] = values
