@@ -67,6 +67,13 @@ SAME = [
     ("org/phi-4-4bit", "microsoft/phi-4"),
     ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b"),
     ("TheBloke/Llama-2-7B-GPTQ", "meta-llama/Llama-2-7b-hf"),
+    ("meta-llama/Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+    ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("unsloth/llama-3-8b-Instruct-bnb-4bit", "meta-llama/Meta-Llama-3-8B-Instruct"),
+    ("bartowski/meta-llama_Llama-3.2-3B-Instruct-GGUF", "meta-llama/Llama-3.2-3B-Instruct"),
+    ("mobiuslabsgmbh/Llama-3.1-8b-instruct_4bitgs64_hqq_calib", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("mlx-community/Qwen3-4B-Instruct-2507-4bit-DWQ-2510", "Qwen/Qwen3-4B-Instruct-2507"),
     # An empty name is unknown.
     ("", "qwen3-8b"),
     ("  ", "qwen3-8b"),
@@ -75,6 +82,7 @@ SAME = [
     (CACHE, "Qwen/Qwen3-8B"),
     (CACHE, "qwen3-8b"),
     (f"{CACHE}/", "Qwen/Qwen3-8B"),
+    (CACHE.removesuffix(HASH), "Qwen/Qwen3-8B"),
     (CACHE.replace("/", "\\"), "Qwen/Qwen3-8B"),
     (CACHE.replace("~/.cache/huggingface/hub", "/mnt/shared"), "Qwen/Qwen3-8B"),
     ("models--Qwen--Qwen3-8B", "Qwen/Qwen3-8B"),
@@ -103,11 +111,25 @@ SAME = [
     ("/runs/mistral/merged", "/runs/mistral/x/../merged"),
     ("/runs/mistral/merged", "/runs/mistral/merged-AWQ"),
     (r"C:\runs\mistral\merged", "c:/runs/mistral/merged"),
+    ("file:///runs/mistral/merged", "/runs/mistral/merged"),
     (".", "."),
 ]
 
 NOTHING = ["checkpoint-1000", "checkpoint_final", "models", "model", "merged", "merged_16bit", "output", "outputs"]
-NOTHING += ["base-model", "base_model", "final", "1", "1000", "20240501-1200", "step1000", "7B", "v2", "4bit", "AWQ"]
+NOTHING += [
+    "base-model",
+    "base_model",
+    "final",
+    "1",
+    "1000",
+    "20240501-1200",
+    "step1000",
+    "7B",
+    "8x7B",
+    "v2",
+    "4bit",
+    "AWQ",
+]
 NOTHING += ["model-q4_0.gguf", "model.safetensors", "best", "latest", "main", "weights", "hf", HASH, "e5ab12f"]
 NOTHING += ["huggingface", "unsloth", "tmpab12cd", "iter_0000100", "stage2", "actor", "target", "artifacts"]
 

@@ -8,18 +8,18 @@ __all__ = ["are_the_same_weights", "hub_repository"]
 _BEFORE = r"ud|i1|imat(?:rix)?|unsloth"
 _FORMATS = (
     # Libraries and methods.
-    r"bnb|bitsandbytes|awq|gptq|gptqmodel|hqq|aqlm|eetq|quanto|quip|vptq|spqr|higgs|exl[23]|auto-?round|dwq|torchao"
+    r"bnb|bitsandbytes|awq|gptq|gptqmodel|hqq|aqlm|eetq|quanto|quip|vptq|spqr|higgs|exl[23]|auto-?round|dwq(?:-\d+)?|torchao"
     r"|quark|compressed[-_]tensors|quant|quantized|smoothquant|marlin"
     # File formats.
     r"|gguf|ggml|mlx|mlc|hf"
     # Number formats: 4bit, 4.0bpw, int4wo, fp8, float8dq, nvfp4, mxfp4, nf4, bf16, w4a16, 8da4w.
-    r"|(?:[2-8]|16|32)-?bits?|\d(?:[._]\d+)?bpw|(?:int|uint)[2-8](?:wo|dq)?|(?:float|fp|mxfp|nvfp)[468](?:wo|dq|a16)?"
+    r"|(?:[2-8]|16|32)-?bits?(?:gs\d+)?|\d(?:[._]\d+)?bpw|(?:int|uint)[2-8](?:wo|dq)?|(?:float|fp|mxfp|nvfp)[468](?:wo|dq|a16)?"
     r"|nf4|mxint8|bf16|fp?16|fp?32|w\d+(?:a\d+(?:kv\d+)?|g\d+)|8da4w"
     # llama.cpp and MLC: Q4_K_M, IQ2_XXS, TQ1_0, q4f16_1.
     r"|i?q[1-8](?:[-_](?:[01k48]|xxs|xs|s|m|l|xl|nl))*|tq[12][-_]0|q\d+f\d+(?:[-_]\d)?"
 )
 _AFTER = (
-    r"dynamic|block|static|kv|tensor|channel|e4m3(?:fn)?|e5m2|\d+g|gs?\d+|group\d+|h[68]|(?:desc[-_])?act(?:order)?"
+    r"dynamic|block|static|calib|kv|tensor|channel|e4m3(?:fn)?|e5m2|\d+g|gs?\d+|group\d+|h[68]|(?:desc[-_])?act(?:order)?"
     r"|true|false|double|a?sym|inc|ov|openvino|onnx|pv|\d+x\d+|mixed|moe"
 )
 _SEPARATOR = r"[-_.: ]"
@@ -31,7 +31,7 @@ _REVISION = re.compile(r"@(?:refs/[^@]*|[^@/]*)$")
 
 # The words of which training programs and people make the names of folders that do not say which model is in them.
 _WORD = re.compile(
-    r"(?:v?\d+[bkm]?)?|tmp\w{0,8}|(?:actor|adapters?|artifacts?|base|best|cache|chat|checkpoints?|ckpts?"
+    r"(?:v?\d+(?:x\d+)?[bkm]?)?|tmp\w{0,8}|(?:actor|adapters?|artifacts?|base|best|cache|chat|checkpoints?|ckpts?"
     r"|consolidated|current|data|default|dir|dpo|epochs?|exp|experiments?|export|final|fine|finetuned?|folder|full"
     r"|ggml|global|hf|hub|huggingface|instruct|it|iter|last|latest|llms?|local|loras?|main|master|merged?|models?"
     r"|my|new|old|out|outputs?|pretrained|pytorch|qlora|release|results?|runs?|safetensors|saved?|sft|snapshots?"
@@ -68,7 +68,7 @@ def hub_repository(path: str) -> str | None:
 
 def _segments(name: str) -> list[str]:
     """Return the segments of a name or a path, in lower case, without those that do not count."""
-    text = _REVISION.sub("", name.strip().replace("\\", "/")).casefold()
+    text = _REVISION.sub("", name.strip().replace("\\", "/")).casefold().removeprefix("file://")
     segments: list[str] = []
     for segment in text.split("/"):
         if segment == ".." and segments and segments[-1] not in ("", ".."):
@@ -92,12 +92,16 @@ def _models(segments: list[str]) -> set[str]:
     if _FILE.search(last) and folders and _says_nothing(_original(last)):
         *folders, last = folders
     # The caches have a folder "models--org--model", with a folder "snapshots/REVISION" in it.
+    if last == "snapshots" and folders and folders[-1].startswith("models--"):
+        *folders, last = folders
     if len(folders) > 1 and folders[-1] in ("snapshots", "tree"):
         *folders, last, _ = folders
     # The names of the hubs have no "--".
     *organisations, last = [*folders[-1:], *last.split("--")]
     # ModelScope's cache has "___" for a dot.
     model = _original(last.replace("___", "."))
+    # The hub redirects meta-llama/Meta-Llama-3.1-8B to meta-llama/Llama-3.1-8B.
+    model = re.sub(r"^meta-(?=llama-\d)", "", model)
     if _says_nothing(model):
         return set()
     return {model, *(f"{organisation}_{model}" for organisation in organisations[-1:])}
