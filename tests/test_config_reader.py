@@ -263,6 +263,35 @@ def test_a_huge_value_makes_no_huge_problem(value: object) -> None:
     assert all(len(problem) < 300 for problem in found)
 
 
+LONG = "x" * 10**6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {LONG: 1},
+        {"default": LONG},
+        {"aliases": {LONG: LONG}, "default": None},
+        {"endpoints": [endpoint(id="base"), endpoint(id=LONG), endpoint(id=LONG)]},
+        {"endpoints": [endpoint(id="base"), endpoint(**{LONG: LONG})]},
+        {"adapters": [adapter(name="code"), adapter(name=LONG), adapter(name=LONG)]},
+        {"adapters": [adapter(name="code"), adapter(base_model=LONG)]},
+        {"adapters": [adapter(name="code"), adapter(trained_on=LONG)]},
+        {"adapters": [adapter(name="code"), {"base_model": "base", "peft": LONG}]},
+        {"adapters": [adapter(name="code"), {"base_model": "base", "peft": "\0" + LONG}]},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_no_problem_is_a_huge_line(changes: dict[str, object]) -> None:
+    assert all(len(problem) <= 503 for problem in problems_with(**changes))
+
+
+def test_no_problem_of_a_configuration_in_python_is_a_huge_line() -> None:
+    found = problems(lambda: RoutingConfig(aliases=((LONG, LONG),), default=LONG[1:], unchecked=(LONG,)))
+    assert len(found) == 3
+    assert all(len(problem) <= 503 for problem in found)
+
+
 def test_a_number_too_large_for_a_float_is_a_problem() -> None:
     (problem,) = problems_with(adapters=[adapter(name="code", scaling=10**400)])
     assert problem.startswith("adapters[0].scaling ")

@@ -4,7 +4,7 @@ import math
 
 from bonsai_routing.model_id import ModelId
 
-__all__ = ["check_name", "check_tokens", "is_finite", "is_rank", "short_repr", "shorten"]
+__all__ = ["check_name", "check_tokens", "is_finite", "is_rank", "short_repr", "shorten", "shorten_line"]
 
 # Messages show at most this many characters of a value from a file.
 _MAX_SHOWN = 200
@@ -55,3 +55,11 @@ def short_repr(value: object) -> str:
 def shorten(text: str) -> str:
     """Return *text*, cut if it is long."""
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def shorten_line(text: str) -> str:
+    """Return *text*, or its first and its last 250 characters with three dots between them if it is longer.
+
+    A line that names a key and a rule keeps both, also if it quotes several long values.
+    """
+    return text if len(text) <= 500 else f"{text[:250]}...{text[-250:]}"

@@ -8,19 +8,19 @@ __all__ = ["are_the_same_weights", "hub_repository"]
 _BEFORE = r"ud|i1|imat(?:rix)?|unsloth"
 _FORMATS = (
     # Libraries and methods.
-    r"bnb|bitsandbytes|awq|gptq|gptqmodel|hqq|aqlm|eetq|quanto|quip|vptq|spqr|higgs|exl[23]|auto-?round|dwq(?:-\d+)?|torchao"
-    r"|quark|compressed[-_]tensors|quant|quantized|smoothquant|marlin"
+    r"bnb|bitsandbytes|awq|gptq|gptqmodel|hqq|aqlm|eetq|quanto|quip|vptq|spqr|higgs|exl[23]|auto-?round|dwq(?:-\d+)?"
+    r"|torchao|quark|compressed[-_]tensors|quant|quantized|smoothquant|marlin"
     # File formats.
     r"|gguf|ggml|mlx|mlc|hf"
     # Number formats: 4bit, 4.0bpw, int4wo, fp8, float8dq, nvfp4, mxfp4, nf4, bf16, w4a16, 8da4w.
-    r"|(?:[2-8]|16|32)-?bits?(?:gs\d+)?|\d(?:[._]\d+)?bpw|(?:int|uint)[2-8](?:wo|dq)?|(?:float|fp|mxfp|nvfp)[468](?:wo|dq|a16)?"
-    r"|nf4|mxint8|bf16|fp?16|fp?32|w\d+(?:a\d+(?:kv\d+)?|g\d+)|8da4w"
+    r"|(?:[2-8]|16|32)-?bits?(?:gs\d+)?|\d(?:[._]\d+)?bpw|(?:int|uint)[2-8](?:wo|dq)?"
+    r"|(?:float|fp|mxfp|nvfp)[468](?:wo|dq|a16)?|nf4|mxint8|bf16|fp?16|fp?32|w\d+(?:a\d+(?:kv\d+)?|g\d+)|8da4w"
     # llama.cpp and MLC: Q4_K_M, IQ2_XXS, TQ1_0, q4f16_1.
     r"|i?q[1-8](?:[-_](?:[01k48]|xxs|xs|s|m|l|xl|nl))*|tq[12][-_]0|q\d+f\d+(?:[-_]\d)?"
 )
 _AFTER = (
-    r"dynamic|block|static|calib|kv|tensor|channel|e4m3(?:fn)?|e5m2|\d+g|gs?\d+|group\d+|h[68]|(?:desc[-_])?act(?:order)?"
-    r"|true|false|double|a?sym|inc|ov|openvino|onnx|pv|\d+x\d+|mixed|moe"
+    r"dynamic|block|static|calib|kv|tensor|channel|e4m3(?:fn)?|e5m2|\d+g|gs?\d+|group\d+|h[68]"
+    r"|(?:desc[-_])?act(?:order)?|true|false|double|a?sym|inc|ov|openvino|onnx|pv|\d+x\d+|mixed|moe"
 )
 _SEPARATOR = r"[-_.: ]"
 _COPY = re.compile(

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bonsai_routing._checks import shorten_line
 from bonsai_routing._config_conflicts import find_conflicts
 from bonsai_routing._config_reader import ADAPTER_KEYS, ENDPOINT_KEYS, KEYS, ConfigReader, DuplicateKeys
 from bonsai_routing._record import Own
@@ -99,7 +100,7 @@ class RoutingConfig:
         object.__setattr__(self, "adapter_status", tuple(statuses.items()))
         problems += find_conflicts(self.endpoints, self.adapters, self.aliases, self.default, self.unchecked)
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(map(shorten_line, problems))
 
     @classmethod
     def read(cls, path: "str | os.PathLike[str]") -> "RoutingConfig":
@@ -132,7 +133,7 @@ class RoutingConfig:
         if reader.problems:
             unchecked = reader.unchecked
             conflicts = find_conflicts(endpoints, adapters, aliases, default, unchecked, reader.invalid_ids)
-            raise ConfigError([*reader.problems, *conflicts])
+            raise ConfigError(map(shorten_line, [*reader.problems, *conflicts]))
         # If there are no problems, no endpoint, adapter or target is None.
         return cls(endpoints, adapters, aliases, default, reader.unchecked, reader.adapter_status)  # type: ignore[arg-type]
 
