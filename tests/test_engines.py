@@ -609,3 +609,15 @@ def test_a_lease_stands_for_the_adapter_that_was_leased() -> None:
 def test_a_name_that_pytorch_refuses_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="adapter_name must be a name without a dot, and not empty"):
         peft_weighted_adapter(AdapterStack().add("code", 1.0), name)
+
+
+@pytest.mark.parametrize("name", ["keys", "pop", "get", "to", "type", "train", "training", "_modules", "__len__"])
+def test_the_name_of_an_attribute_that_pytorch_refuses_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="adapter_name must not be the name of an attribute of PyTorch") as raised:
+        peft_weighted_adapter(STACK, name)
+    assert str(raised.value).endswith(f", not {name!r}")
+
+
+@pytest.mark.parametrize("name", ["blend", "base:code+math", "Keys", "key", "weight", "lora_A", "a/b", "_mine", " "])
+def test_a_name_that_pytorch_takes_is_taken(name: str) -> None:
+    assert peft_weighted_adapter(STACK, name)["adapter_name"] == name

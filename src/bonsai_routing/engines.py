@@ -8,6 +8,7 @@ if no adapter was leased.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from bonsai_routing._checks import check_name, is_finite
@@ -35,6 +36,23 @@ __all__ = [
 _MERGE_STRATEGIES = ("linear", "ties", "dare_linear", "dare_ties")
 _SIGN_METHODS = ("total", "frequency")
 
+# The attributes of PyTorch's ModuleDict and ParameterDict, in which PEFT stores an adapter's matrices by its name.
+# Each refuses the name of an attribute of its own. Source: dir() of both in PyTorch 2.13.0.
+_TORCH_ATTRIBUTE = re.compile(
+    r"__\w+__|T_destination|add_module|apply|bfloat16|buffers|call_super_init|children|clear|compile|copy|cpu|cuda|double"
+    r"|dump_patches|eval|extra_repr|float|forward|fromkeys|get|get_(?:buffer|extra_state|parameter|submodule)|half|ipu"
+    r"|items|keys|load_state_dict|modules|mtia|named_(?:buffers|children|modules|parameters)|parameters|pop|popitem"
+    r"|register_(?:buffer|module|parameter|(?:full_)?backward_(?:pre_)?hook|forward_(?:pre_)?hook)"
+    r"|register_(?:load_)?state_dict_(?:pre|post)_hook|requires_grad_|set_(?:extra_state|submodule)|setdefault"
+    r"|share_memory|state_dict|to|to_empty|train|training|type|update|values|xpu|zero_grad"
+    r"|_apply|_buffers|_call_impl|_compiled_call_impl|_get_backward_(?:pre_)?hooks|_get_name|_is_full_backward_hook|_keys"
+    r"|_key_to_attr|_maybe_warn_non_full_backward_hook|_modules|_named_members|_non_persistent_buffers_set|_parameters"
+    r"|_replicate_for_data_parallel|_save_to_state_dict|_slow_forward|_version|_wrapped_call_impl"
+    r"|_backward_(?:pre_)?hooks|_forward_(?:pre_)?hooks(?:_with_kwargs)?|_forward_hooks_always_called"
+    r"|_load_from_state_dict|_load_state_dict_(?:pre|post)_hooks|_state_dict_(?:pre_)?hooks"
+    r"|_register_(?:load_state_dict_pre|state_dict)_hook"
+)
+
 
 def peft_weighted_adapter(
     stack: AdapterStack | StackLease | Lease, adapter_name: str, *, combination_type: str = "cat"
@@ -43,9 +61,9 @@ def peft_weighted_adapter(
 
     The stack's names are those of the adapters in the PEFT model; a :class:`StackLease` gives its adapters' names.
     *adapter_name* becomes the new adapter's.
-    PyTorch refuses an empty name, a name with a dot, and the name of an attribute of its ``ModuleDict``, such as
-    ``keys``, ``type`` or ``train``. The first two raise ``ValueError`` here.
-    PEFT registers a name before PyTorch refuses it, so the model has a broken adapter afterwards.
+    PyTorch refuses an empty name, a name with a dot, and the name of an attribute of its ``ModuleDict`` or, for
+    embeddings, ``ParameterDict``, such as ``keys``, ``type`` or ``train``. These raise ``ValueError`` here.
+    PEFT registers a name before PyTorch refuses it, so the model would have a broken adapter afterwards.
     PEFT changes nothing, and says nothing, if an adapter of that name is there: delete it first.
 
     With ``"cat"``, in PEFT from 0.7.1 on, the new delta is exactly the weighted sum, whatever the signs of the weights,
@@ -83,6 +101,10 @@ def peft_weighted_adapter(
         raise ValueError(f"stack must hold an adapter for PEFT, not {stack!r}")
     if not adapter_name or "." in adapter_name:
         raise ValueError(f"adapter_name must be a name without a dot, and not empty, for PyTorch, not {adapter_name!r}")
+    if _TORCH_ATTRIBUTE.fullmatch(adapter_name):
+        raise ValueError(
+            f"adapter_name must not be the name of an attribute of PyTorch's ModuleDict, not {adapter_name!r}"
+        )
     if adapter_name in weights:
         raise ValueError(f"adapter_name must be the name of a new adapter, not {adapter_name!r}, which is in the stack")
     return {
@@ -288,10 +310,12 @@ def vllm_load_lora_adapter(
     Requests that have leased the old weights are then answered with the new ones, also in the middle of an answer.
     If the weights of a mixture of experts are fused, add ``"is_3d_lora_weight": True``, which a :class:`LoraAdapter`
     does not have.
-    Changed weights need a new source, because vLLM goes on using what it computed with those of the old one.
+    vLLM stores the prefixes that it has computed by the name of the adapter, and not by its source. So new weights
+    under an old name may be answered with prefixes of the old weights, also after an unload: never use a name again.
 
     vLLM must run with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``, and answers in plain text.
-    Source: vLLM 0.33.0, ``vllm/entrypoints/openai/models/serving.py``.
+    Source: vLLM 0.33.0, ``vllm/entrypoints/openai/models/serving.py``; for the prefixes
+    ``vllm/v1/core/kv_cache_utils.py`` and vLLM's issue 42125.
 
     >>> vllm_load_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code-2"), lora_name="bonsai-8b:code@2")
     {'lora_name': 'bonsai-8b:code@2', 'lora_path': 'adapters/code-2'}
@@ -365,8 +389,11 @@ def sglang_unload_lora_adapter(adapter: LoraAdapter, *, lora_name: str | None = 
     """Return the body of SGLang's ``POST /unload_lora_adapter``, for what is loaded under the name *lora_name*.
 
     ``None`` means the adapter's own name.
-    Send it when the last lease of the adapter has ended: SGLang refuses new requests for the name at once.
-    Source: that of :func:`sglang_load_lora_adapter`.
+    Send it when the last lease of the adapter has ended, and send no request for the name after that: SGLang remembers
+    the source, and loads the adapter again for such a request.
+    SGLang answers when the requests that use the adapter have ended.
+    Source: SGLang 0.5.23, ``managers/tokenizer_control_mixin.py`` and ``managers/tokenizer_manager.py`` in
+    ``sglang/srt``.
 
     >>> sglang_unload_lora_adapter(LoraAdapter("code", "bonsai-8b", "adapters/code"))
     {'lora_name': 'code'}

@@ -171,6 +171,13 @@ def test_pytorch_refuses_the_names_that_are_said_to_be_refused(model: Any, name:
         model.add_weighted_adapter(["code", "math"], [0.5, 0.5], name, combination_type="cat")
 
 
+@pytest.mark.parametrize("kind", [torch.nn.ModuleDict, torch.nn.ParameterDict])
+def test_every_attribute_that_pytorch_refuses_as_a_name_is_refused(kind: Any) -> None:
+    for name in dir(kind()):
+        with pytest.raises(ValueError, match="adapter_name must not be the name of an attribute"):
+            peft_weighted_adapter(STACKS["two"], name)
+
+
 @pytest.mark.parametrize("kind", ["pissa", "olora"])
 def test_loading_an_adapter_of_these_kinds_changes_the_base(kind: str) -> None:
     torch.manual_seed(SEED)
