@@ -96,10 +96,12 @@ class Departure:
     __slots__ = ("called", "future", "record", "since")
 
     def __init__(self, record: Record, future: IdleFuture | None = None) -> None:
-        self.record = record
-        self.future = future
-        self.called = False
-        self.since = 0.0
+        self.record: Record = record
+        self.future: IdleFuture | None = future
+        # Whether the publication was told of, to on_idle if there is one.
+        self.called: bool = False
+        # When it left the registry, by the monotonic clock.
+        self.since: float = 0.0
 
     def tell(self, on_idle: OnIdle | None) -> None:
         record = self.record
@@ -125,9 +127,9 @@ class Answer:
     __slots__ = ("future", "name", "record")
 
     def __init__(self, future: "Future[ModelEndpoint]", name: str, record: Record | None) -> None:
-        self.future = future
-        self.name = name
-        self.record = record
+        self.future: Future[ModelEndpoint] = future
+        self.name: str = name
+        self.record: Record | None = record
 
     def tell(self, on_idle: OnIdle | None) -> None:
         record = self.record
@@ -149,7 +151,7 @@ class Ledger:
     __slots__ = ("claims", "drains", "due", "ending", "held", "on_idle", "owner", "settling")
 
     def __init__(self, on_idle: OnIdle | None) -> None:
-        self.on_idle = on_idle
+        self.on_idle: OnIdle | None = on_idle
         # The thread that is at work under the store's lock; 0 while none is.
         self.owner: int = 0
         # The leases of each generation that has been leased: the thread that took a lease, by the lease's id().
