@@ -440,7 +440,7 @@ def test_an_adapter_is_loading_until_the_block_ends(adapters: AdapterRegistry) -
 
 
 def test_nothing_is_published_before_the_block_begins(adapters: AdapterRegistry) -> None:
-    adapters.loading(CODE)
+    assert repr(adapters.loading(CODE)) == "<AdapterLoad of 'bonsai:code'>"
     assert list(adapters) == []
 
 

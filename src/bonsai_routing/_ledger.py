@@ -135,8 +135,10 @@ class Answer:
         record = self.record
         if record is not None and record.is_ready:
             complete(self.future, record.endpoint)
-        elif not self.future.done():
-            self.future.set_exception(ModelNotFoundError(self.name) if record is None else record.not_ready())
+        else:
+            # An exception may have cut an earlier attempt short.
+            with suppress(InvalidStateError):
+                self.future.set_exception(ModelNotFoundError(self.name) if record is None else record.not_ready())
 
     def is_told(self) -> bool:
         return self.future.done()
@@ -246,8 +248,6 @@ class Ledger:
             _require_stack(_STACK)
             try:
                 notice.tell(self.on_idle)
-            except (MemoryError, RecursionError):
-                raise
             except BaseException as error:
                 failures.append(error)
             # A notice stays until it has been told.
