@@ -42,7 +42,7 @@ class ConfigReader:
         self.directory = directory
         self.problems: list[str] = []
         self.invalid_ids: set[str] = set()
-        self.unchecked: list[str] = []
+        self.unchecked: set[str] = set()
         self.adapter_status: list[tuple[str, EndpointStatus]] = []
 
     def add_problem(self, path: str, rule: str) -> None:
@@ -125,7 +125,7 @@ class ConfigReader:
             return None
         adapter = LoraAdapter(**{**placeholder, **fields})  # type: ignore[arg-type]
         if check_base is False:
-            self.unchecked.append(adapter.id.value)
+            self.unchecked.add(adapter.id.value)
         if problem is None:
             self.adapter_status.append((adapter.id.value, EndpointStatus(status)))  # type: ignore[arg-type]
         return adapter

@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["are_the_same_weights", "hub_repository"]
+__all__ = ["are_the_same_weights"]
 
 # How the hubs mark copies of a model in another number format or file format. Each list has the words of one position.
 _BEFORE = r"ud|i1|imat(?:rix)?|unsloth"
@@ -56,14 +56,6 @@ def are_the_same_weights(trained_on: str | None, base_model: str) -> bool:
     if _same_path(one, other):
         return True
     return not _models(one).isdisjoint(_models(other))
-
-
-def hub_repository(path: str) -> str | None:
-    """Return the name of the repository, ``org/name``, if *path* is in a cache of Hugging Face's hub."""
-    for segment in reversed(path.replace("\\", "/").split("/")):
-        if segment.startswith("models--") and segment != "models--":
-            return segment.removeprefix("models--").replace("--", "/")
-    return None
 
 
 def _segments(name: str) -> list[str]:

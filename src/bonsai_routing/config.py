@@ -87,7 +87,8 @@ class RoutingConfig:
         if not (self.default is None or isinstance(self.default, str)):
             raise TypeError(f"default must be a str or None, not {self.default!r}")
         unchecked, statuses = set(self.unchecked), {id: EndpointStatus(status) for id, status in self.adapter_status}
-        ids = [adapter.id.value for adapter in self.adapters]
+        # A dictionary, for its order.
+        ids = dict.fromkeys(adapter.id.value for adapter in self.adapters)
         problems = [
             f"unchecked has {id!r}, which is not the id of an adapter" for id in self.unchecked if id not in ids
         ]
@@ -98,7 +99,7 @@ class RoutingConfig:
         object.__setattr__(self, "unchecked", tuple(id for id in ids if id in unchecked))
         statuses = {id: statuses[id] for id in ids if not statuses.get(id, EndpointStatus.READY).is_available()}
         object.__setattr__(self, "adapter_status", tuple(statuses.items()))
-        problems += find_conflicts(self.endpoints, self.adapters, self.aliases, self.default, self.unchecked)
+        problems += find_conflicts(self.endpoints, self.adapters, self.aliases, self.default, unchecked)
         if problems:
             raise ConfigError(map(shorten_line, problems))
 
@@ -131,11 +132,10 @@ class RoutingConfig:
         aliases = reader.aliases(top)
         default = reader.default(top)
         if reader.problems:
-            unchecked = reader.unchecked
-            conflicts = find_conflicts(endpoints, adapters, aliases, default, unchecked, reader.invalid_ids)
+            conflicts = find_conflicts(endpoints, adapters, aliases, default, reader.unchecked, reader.invalid_ids)
             raise ConfigError(map(shorten_line, [*reader.problems, *conflicts]))
         # If there are no problems, no endpoint, adapter or target is None.
-        return cls(endpoints, adapters, aliases, default, reader.unchecked, reader.adapter_status)  # type: ignore[arg-type]
+        return cls(endpoints, adapters, aliases, default, tuple(reader.unchecked), reader.adapter_status)  # type: ignore[arg-type]
 
     def to_mapping(self) -> dict[str, object]:
         """Return a new mapping from which :meth:`from_mapping` makes an equal configuration.
@@ -151,10 +151,10 @@ class RoutingConfig:
                 _to_mapping(each, ModelEndpoint(each.id, each.base_model), ENDPOINT_KEYS, 2) for each in self.endpoints
             ]
         if self.adapters:
-            statuses = dict(self.adapter_status)
+            unchecked, statuses = set(self.unchecked), dict(self.adapter_status)
             mapping["adapters"] = [
                 _to_mapping(each, LoraAdapter(each.name, each.base_model, each.source), ADAPTER_KEYS, 3)
-                | ({"check_base": False} if each.id.value in self.unchecked else {})
+                | ({"check_base": False} if each.id.value in unchecked else {})
                 | ({"status": str(statuses[each.id.value])} if each.id.value in statuses else {})
                 for each in self.adapters
             ]
@@ -184,11 +184,11 @@ class RoutingConfig:
                 endpoint = replace(endpoint, status=ready)
             models.register(endpoint.set_default() if endpoint.id.value == default else endpoint)
         store = models._store
-        statuses = dict(self.adapter_status)
+        unchecked, statuses = set(self.unchecked), dict(self.adapter_status)
         for adapter in self.adapters:
             id = adapter.id.value
             own = Own(statuses.get(id, ready), None)
-            store.run(load_adapter, store, adapter, own, None, id not in self.unchecked, id == default)
+            store.run(load_adapter, store, adapter, own, None, id not in unchecked, id == default)
         for alias, target in self.aliases:
             models.add_alias(alias, target)
         return models

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from bonsai_routing._checks import check_name, check_tokens, is_finite, is_rank
 from bonsai_routing._peft import PeftConfig
-from bonsai_routing._weights import hub_repository
 from bonsai_routing.model_id import ModelId
 
 __all__ = ["LoraAdapter"]
@@ -87,9 +86,10 @@ class LoraAdapter:
 def _name(directory: str) -> str:
     """Return the name of an adapter that is saved in *directory*."""
     directory = os.path.abspath(directory)
-    parent = os.path.dirname(directory)
-    if os.path.basename(parent) == "snapshots":
-        repository = hub_repository(os.path.basename(os.path.dirname(parent)))
-        if repository is not None:
-            return repository.rpartition("/")[2]
-    return os.path.basename(directory)
+    parent, name = os.path.split(directory)
+    cache, snapshots = os.path.split(parent)
+    # The hub's cache has a folder "models--org--name", with a folder "snapshots/REVISION" in it.
+    kind, _, repository = os.path.basename(cache).partition("--")
+    if snapshots == "snapshots" and kind == "models" and repository:
+        return repository.rpartition("--")[2]
+    return name
