@@ -444,19 +444,14 @@ def test_a_write_that_is_cut_short_anywhere_tells_of_each_at_most_once_and_loses
         told: list[int] = []
         models = with_three(lambda publication, told=told: told.append(publication.generation))  # type: ignore[misc]
         numbers = {generation(models, id) for id in ids}
-        cut_short = True
-        try:
-            with cut_short_at(place):
-                end(models)
-            cut_short = False
-        except CutShort:
-            pass
+        with suppress(CutShort), cut_short_at(place) as cut:
+            end(models)
         models.replace_with(ModelRegistry())
         models.register(B)
         assert len(set(told)) == len(told), place
         # A few places are between noting that it is told and the call; CPython runs no signal handler there.
         lost += not numbers <= set(told)
-        if not cut_short:
+        if not cut:
             break
     assert lost <= 8 * len(ids)
 
@@ -645,16 +640,11 @@ def test_whoever_waits_hears_of_a_write_that_was_cut_short_anywhere() -> None:
     for place in count():
         models = registry_of(LOADING)
         future = models.when_ready("a")
-        cut_short = True
-        try:
-            with cut_short_at(place):
-                models.set_status("a", "ready")
-            cut_short = False
-        except CutShort:
-            pass
+        with suppress(CutShort), cut_short_at(place) as cut:
+            models.set_status("a", "ready")
         models.set_status("a", "ready")
         assert future.result(timeout=0) is models.resolve("a"), place
-        if not cut_short:
+        if not cut:
             break
 
 
