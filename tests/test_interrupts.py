@@ -158,6 +158,16 @@ def test_a_call_that_is_cut_short_anywhere_is_seen_wholly_or_not_at_all(call: Ca
             assert state(router) in (before_next, done_next)
 
 
+@each_call
+def test_the_thread_whose_call_was_cut_short_can_go_on(call: Call) -> None:
+    for router in places(call):
+        told: list[Publication] = []
+        next_write(router)
+        with router.lease("next") as lease:
+            router.registry.swap(endpoint("next")).add_done_callback(lambda _, told=told: told.append(lease))  # type: ignore[misc]
+        assert told
+
+
 @each_write
 def test_later_writes_are_not_harmed_by_a_write_that_was_cut_short(write: Call) -> None:
     for turn, router in enumerate(places(write)):

@@ -4,7 +4,16 @@ import math
 
 from bonsai_routing.model_id import ModelId
 
-__all__ = ["check_name", "check_tokens", "is_finite", "is_rank", "short_repr", "shorten", "shorten_line"]
+__all__ = [
+    "check_name",
+    "check_seconds",
+    "check_tokens",
+    "is_finite",
+    "is_rank",
+    "short_repr",
+    "shorten",
+    "shorten_line",
+]
 
 # Messages show at most this many characters of a value from a file.
 _MAX_SHOWN = 200
@@ -26,6 +35,13 @@ def check_tokens(argument: str, tokens: int) -> int:
     if tokens < 0:
         raise ValueError(f"{argument} must be 0 tokens or more, not {tokens!r}")
     return tokens
+
+
+def check_seconds(argument: str, seconds: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` when *seconds* is not a finite number of 0 seconds or more."""
+    if not (is_finite(seconds) and seconds >= 0):  # type: ignore[operator]
+        kind = ValueError if type(seconds) in (int, float) else TypeError
+        raise kind(f"{argument} must be a finite number of 0 seconds or more, not {seconds!r}")
 
 
 def is_finite(value: object) -> bool:

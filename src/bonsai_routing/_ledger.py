@@ -27,16 +27,27 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Lock, get_ident
+from threading import Condition, Lock, RLock, get_ident
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from bonsai_routing._record import Record
 from bonsai_routing.endpoint import ModelEndpoint
 from bonsai_routing.errors import ModelNotFoundError
 from bonsai_routing.lora import LoraAdapter
 
-__all__ = ["Answer", "Departure", "DrainingEndpoint", "IdleFuture", "Ledger", "Publication", "complete", "new_future"]
+__all__ = [
+    "Answer",
+    "Departure",
+    "DrainingEndpoint",
+    "IdleFuture",
+    "Ledger",
+    "Notice",
+    "OnIdle",
+    "Publication",
+    "complete",
+    "new_future",
+]
 
 Result = TypeVar("Result")
 
@@ -88,6 +99,18 @@ def complete(future: "Future[Result] | None", result: Result) -> None:
         # Another thread may complete it at the same time.
         with suppress(InvalidStateError):
             future.set_result(result)
+
+
+class Notice(Protocol):
+    """Something to be told that runs code of users."""
+
+    def tell(self, on_idle: OnIdle | None) -> None:
+        """Tell it, unless it has been told. The thread that calls this is the only one that does."""
+        ...
+
+    def is_told(self) -> bool:
+        """Return whether it need not be told again."""
+        ...
 
 
 class Departure:
@@ -150,24 +173,58 @@ class Ledger:
     An exception may cut any method short: calling it again carries it out.
     """
 
-    __slots__ = ("claims", "drains", "due", "ending", "held", "on_idle", "owner", "settling")
+    __slots__ = (
+        "claims",
+        "condition",
+        "drains",
+        "due",
+        "ending",
+        "held",
+        "lock",
+        "on_idle",
+        "owner",
+        "settling",
+        "watchers",
+    )
 
     def __init__(self, on_idle: OnIdle | None) -> None:
         self.on_idle: OnIdle | None = on_idle
-        # The thread that is at work under the store's lock; 0 while none is.
-        self.owner: int = 0
+        self.renew_lock()
         # The leases of each generation that has been leased: the thread that took a lease, by the lease's id().
         self.held: dict[int, dict[int, int]] = {}
         # The generations that are gone and still leased, oldest first.
         self.drains: dict[int, Departure] = {}
+        # Who wants to know of each write, with the argument None, and of each generation that drained and is idle now.
+        # They only note that, with tell(). Each change makes a new tuple.
+        self.watchers: tuple[Callable[[int | None], None], ...] = ()
         # What to look at: generations of which a lease is about to end or has ended, and the keys of all notices.
         self.ending: set[object] = set()
-        # The notices that are to be told, each until it has been: departures by generation, answers by future.
-        self.due: dict[object, Departure | Answer] = {}
+        # The notices that are to be told, each until it has been: departures by generation, answers by future, and all
+        # others by themselves.
+        self.due: dict[object, Notice] = {}
         # The thread that tells a notice.
         self.claims: dict[object, int] = {}
         # For each thread that tells notices, a lock that it holds meanwhile.
         self.settling: dict[int, Lock] = {}
+
+    def renew_lock(self) -> None:
+        # The store's. Lets one write at a time change the store and what is here. It is also held while an endpoint is
+        # found and its lease is added, which makes the two one step. Only Store.run() takes it, and no code of a user's
+        # runs while it is held.
+        # Reentrant, so that a signal handler which wants it in its holder's thread is told, and does not wait for ever.
+        self.lock: RLock = RLock()
+        # Nobody waits for it. It knows whether this thread holds the lock.
+        self.condition: Condition = Condition(self.lock)
+        # The thread that is at work under the lock; 0 while none is, unless an exception cut the end of the work short.
+        self.owner: int = 0
+
+    def is_at_work(self) -> bool:
+        """Return whether this thread holds the lock."""
+        try:
+            self.condition.notify()
+        except RuntimeError:
+            return False
+        return True
 
     def leave(self, departure: Departure) -> None:
         """Start draining a publication that leaves the registry; if it is not leased, complete its future at once.
@@ -203,12 +260,14 @@ class Ledger:
         # In this order: once the generation drains, no lease is added.
         if departure is not None and not self.held.get(generation):  # type: ignore[call-overload]
             self.tell(generation, departure)
+            for watch in self.watchers:
+                watch(departure.record.generation)
             self.drains.pop(generation, None)  # type: ignore[call-overload]
             self.held.pop(generation, None)  # type: ignore[call-overload]
         elif generation not in self.due:
             self.ending.discard(generation)
 
-    def tell(self, key: object, notice: Departure | Answer) -> None:
+    def tell(self, key: object, notice: Notice) -> None:
         """Have a notice told by the next call of ``settle``."""
         self.ending.add(key)
         self.due[key] = notice
@@ -223,7 +282,7 @@ class Ledger:
         """
         thread = get_ident()
         lock = self.settling.setdefault(thread, Lock())
-        if lock.locked() or self.owner == thread:
+        if lock.locked() or (self.owner == thread and self.is_at_work()):
             return
         failures: list[BaseException] = []
         progress = True

@@ -3,12 +3,12 @@
 from dataclasses import fields, replace
 from typing import NamedTuple
 
-from bonsai_routing._checks import is_finite
+from bonsai_routing._checks import check_seconds
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import ModelNotReadyError
 from bonsai_routing.lora import LoraAdapter
 
-__all__ = ["Note", "Own", "Record", "make_note"]
+__all__ = ["Note", "Own", "Record", "make_note", "reason_of"]
 
 _READY = EndpointStatus.READY
 
@@ -26,10 +26,18 @@ def make_note(reason: str | None, retry_after: float | None) -> Note | None:
         return None
     if not (reason is None or isinstance(reason, str)):
         raise TypeError(f"reason must be a str or None, not {reason!r}")
-    if retry_after is not None and not (is_finite(retry_after) and retry_after >= 0):
-        kind = ValueError if type(retry_after) in (int, float) else TypeError
-        raise kind(f"retry_after must be a finite number of 0 seconds or more, not {retry_after!r}")
+    if retry_after is not None:
+        check_seconds("retry_after", retry_after)
     return Note(reason, retry_after)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an exception, or its type if it has none."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return text or type(error).__name__
 
 
 class Own(NamedTuple):
@@ -100,10 +108,10 @@ class Record:
         reason, retry_after = self.note or (None, None)
         return ModelNotReadyError(self.id, self.endpoint.status, reason, retry_after)
 
-    def with_status(self, status: EndpointStatus, note: Note | None) -> "Record":
+    def with_status(self, status: EndpointStatus, note: Note | None, handle: object) -> "Record":
         """Return this publication with another status. For an endpoint that follows no base."""
         endpoint = _with(self.endpoint, status, self.endpoint.max_context_length)
-        return Record(endpoint, self.declared, self.registered_at, self.generation, self.rank, self.handle, note)
+        return Record(endpoint, self.declared, self.registered_at, self.generation, self.rank, handle, note)
 
     def on(self, base: "Record", own: Own | None, handle: object) -> "Record":
         """Return this publication on that state of its base, with that status of its own. For an adapter's endpoint."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from threading import RLock, get_ident
+from threading import get_ident
 from typing import TypeVar, TypeVarTuple
 from weakref import WeakSet, ref
 
@@ -59,13 +59,9 @@ class Store:
     calls.
     """
 
-    __slots__ = ("__weakref__", "directory", "generation", "ledger", "loads", "lock", "unfinished", "waiting")
+    __slots__ = ("__weakref__", "directory", "generation", "ledger", "loads", "unfinished", "waiting")
 
     def __init__(self, on_idle: OnIdle | None) -> None:
-        # Lets one write at a time change everything below. It is also held while an endpoint is found and its lease is
-        # added, which makes the two one step. Only run() takes it, and no code of a user's runs while it is held.
-        # Reentrant, so that a signal handler which wants it in its holder's thread is told, and does not wait for ever.
-        self.lock: RLock = RLock()
         self.directory: Directory = Directory()
         self.ledger: Ledger = Ledger(on_idle)
         # The last number that a publication got.
@@ -86,7 +82,7 @@ class Store:
         calls this: neither could wait for the other.
         """
         thread, ledger = get_ident(), self.ledger
-        if ledger.owner == thread:
+        if ledger.owner == thread and ledger.is_at_work():
             raise RuntimeError(
                 "the registry cannot be written to or leased from in a signal handler or a finalizer that interrupted "
                 "a write or a lease in the same thread"
@@ -94,7 +90,7 @@ class Store:
         # CPython runs no signal handler between acquiring the lock and entering the block, nor between leaving the
         # block and releasing the lock. So a handler that raises cannot leave the lock held.
         try:
-            with self.lock:
+            with ledger.lock:
                 ledger.owner = thread
                 if self.unfinished is not None:
                     self._finish_cut_short()
@@ -133,6 +129,26 @@ class Store:
         self._replace(record.id, old, record, future)
         return record
 
+    def renew(self, old: Record) -> None:
+        """Publish the endpoint of *old* as a new generation without a handle, and start draining *old*.
+
+        Its own status becomes ``loading`` if it is ``ready``. All else stays as it is: the declared endpoint, the time
+        of registration, the default, the adapters.
+        """
+        self.generation = generation = self.generation + 1
+        new = Record(old.endpoint, old.declared, old.registered_at, generation, old.rank, None, None, old.adapter)
+        own = old.own or Own(old.endpoint.status, old.note)
+        if own.status is EndpointStatus.READY:
+            own = Own(EndpointStatus.LOADING, None)
+        if old.adapter is None:
+            new = new.with_status(*own, None)
+        else:
+            new = new.on(self.directory.tables.records[old.adapter.base_model], own, None)
+        changed: dict[str, Record | None] = {old.id: new}
+        if old.id in self.directory.followers_of:
+            self._follow(old, new, changed, {}, [])
+        self._write(changed, {}, [Departure(old)])
+
     def remove(self, id: str, future: IdleFuture | None = None) -> ModelEndpoint | None:
         """Remove the endpoint of an id and its aliases, start draining it, and return it."""
         old = self.directory.tables.records.get(id)
@@ -145,24 +161,30 @@ class Store:
     def set_status(self, id: str, status: EndpointStatus, note: Note | None = None, handle: object = None) -> bool:
         """Give the endpoint of an id another status; return whether the id is registered.
 
-        An adapter's endpoint gets *handle* as well, unless it is ``None``.
+        The endpoint gets *handle* as well, unless it is ``None``.
         """
         records = self.directory.tables.records
         old = records.get(id)
         if old is None:
             return False
+        if handle is None:
+            handle = old.handle
         if old.adapter is not None:
             own = Own(status, note)
-            new = old.on(records[old.adapter.base_model], own, old.handle if handle is None else handle)
-            if own != old.own or new.handle is not old.handle:
-                self._write({id: new}, {})
-        elif status is not old.endpoint.status or note != old.note:
-            new = old.with_status(status, note)
+            if own != old.own or handle is not old.handle:
+                self._write({id: old.on(records[old.adapter.base_model], own, handle)}, {})
+        elif status is not old.endpoint.status or note != old.note or handle is not old.handle:
+            new = old.with_status(status, note, handle)
             changed: dict[str, Record | None] = {id: new}
             if id in self.directory.followers_of:
                 self._follow(old, new, changed, {}, [])
             self._write(changed, {})
         return True
+
+    def end_load(self, id: str) -> None:
+        """Note that nothing loads the adapter of an id any more."""
+        self.loads.pop(id, None)
+        self._notify()
 
     def set_alias(self, alias: str | None, target: str | None) -> bool:
         """Map an alias, or the default, to an id, or remove it; return whether there was one before."""
@@ -232,8 +254,7 @@ class Store:
         self.ledger.keep_leases_of(thread)
         self.loads = {}
         if self.ledger.owner != thread:
-            self.lock = RLock()
-            self.ledger.owner = 0
+            self.ledger.renew_lock()
             if self.unfinished is not None:
                 self._finish_cut_short()
 
@@ -293,7 +314,12 @@ class Store:
         publish(*arguments)
         if self.waiting:
             self._answer()
+        self._notify()
         self.unfinished = None
+
+    def _notify(self) -> None:
+        for watch in self.ledger.watchers:
+            watch(None)
 
     def _finish_cut_short(self) -> None:
         """Carry out a write that an exception or a fork has cut short.

@@ -9,7 +9,7 @@ from weakref import ref
 
 from bonsai_routing._checks import check_name, check_tokens, shorten
 from bonsai_routing._ledger import IdleFuture, complete, new_future
-from bonsai_routing._record import Note, Own
+from bonsai_routing._record import Note, Own, reason_of
 from bonsai_routing._store import Store
 from bonsai_routing._weights import are_the_same_weights
 from bonsai_routing.adapters import AdapterStack
@@ -224,14 +224,14 @@ class AdapterLoad:
             if error is None:
                 self._store.run(self._succeed, replaced)
             else:
-                self._store.run(self._fail, _reason(error))
+                self._store.run(self._fail, reason_of(error))
                 complete(replaced, None)
         except BaseException:
             complete(replaced, None)
             raise
         finally:
             self._is_loading = False
-            self._store.loads.pop(self._adapter.id.value, None)
+            self._store.run(self._store.end_load, self._adapter.id.value)
             if self._serving:
                 replaced.add_done_callback(self._is_idle)
 
@@ -239,6 +239,7 @@ class AdapterLoad:
         # An exception may have ended __init__.
         if getattr(self, "_is_loading", False):
             self._store.run(self._fail, "the loading was given up")
+            self._store.run(self._store.end_load, self._adapter.id.value)
 
     def __repr__(self) -> str:
         return f"<AdapterLoad of '{self._adapter.id}'>"
@@ -284,15 +285,6 @@ class AdapterLoad:
 
 _READY = Own(EndpointStatus.READY, None)
 _LOADING = Own(EndpointStatus.LOADING, None)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the text of an exception, or its type if it has none."""
-    try:
-        text = str(error)
-    except Exception:
-        text = ""
-    return text or type(error).__name__
 
 
 # These functions need the store's lock.

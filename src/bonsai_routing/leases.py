@@ -2,7 +2,7 @@
 
 import warnings
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from bonsai_routing._ledger import DrainingEndpoint, Ledger, Publication
 from bonsai_routing._record import Record
@@ -58,7 +58,7 @@ class Lease:
         if ledger.ending:
             ledger.settle()
 
-    def __enter__(self) -> "Lease":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from bonsai_routing._checks import check_name, check_tokens
-from bonsai_routing._directory import LARGEST, Directory
-from bonsai_routing._record import Record
+from bonsai_routing._checks import check_tokens
+from bonsai_routing._directory import LARGEST
+from bonsai_routing._routing import find_record
 from bonsai_routing.endpoint import ModelEndpoint
-from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, NoModelsAvailableError
 from bonsai_routing.leases import Lease
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
@@ -65,7 +64,7 @@ class ModelRouter:
             return directory.ready[requested_model]
         except (KeyError, TypeError):
             pass
-        return _find(directory, requested_model).endpoint
+        return find_record(directory, requested_model).endpoint
 
     def route_for_context(self, requested_model: ModelId | str | None, required_context: int) -> ModelEndpoint:
         """Return the endpoint that :meth:`route` returns, if *required_context* tokens fit into its context.
@@ -89,7 +88,7 @@ class ModelRouter:
                         return largest
         except (KeyError, TypeError):
             pass
-        return _find(directory, requested_model, check_tokens("required_context", required_context)).endpoint
+        return find_record(directory, requested_model, check_tokens("required_context", required_context)).endpoint
 
     def models_list(self) -> list[ModelListEntry]:
         """Return an entry for every ready endpoint, in the order of first registration."""
@@ -121,25 +120,4 @@ class ModelRouter:
         if required_context is not None:
             check_tokens("required_context", required_context)
         store = self.registry._store
-        return store.run(store.lease, _find, requested_model, required_context)
-
-
-def _find(directory: Directory, requested_model: ModelId | str | None, required_context: int | None = None) -> Record:
-    """Return the record that answers, or raise the error that explains why there is none."""
-    name = requested_model
-    if name is not None and not isinstance(name, str):
-        name = check_name("requested_model", name)
-    largest = None
-    if name is None and required_context is not None:
-        record, largest = directory.find_all(None, LARGEST)
-    else:
-        record = directory.find(name)
-    if record is None:
-        raise NoModelsAvailableError if name is None else ModelNotFoundError(name)
-    if not record.is_ready:
-        raise record.not_ready()
-    if required_context is None or required_context <= record.endpoint.max_context_length:
-        return record
-    if largest is not None and required_context <= largest.endpoint.max_context_length:
-        return largest
-    raise ContextTooLongError(record.id, required_context, record.endpoint.max_context_length)
+        return store.run(store.lease, find_record, requested_model, required_context)
