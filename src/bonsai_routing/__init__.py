@@ -28,6 +28,7 @@ from bonsai_routing.errors import (
     StaleGenerationError,
 )
 from bonsai_routing.leases import DrainingEndpoint, Lease, Publication
+from bonsai_routing.loading import LoadingLease, ModelLoader
 from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.openai import ErrorResponse, error_response, model_response, models_response
@@ -50,10 +51,12 @@ __all__ = [
     "EndpointStatus",
     "ErrorResponse",
     "Lease",
+    "LoadingLease",
     "LoraAdapter",
     "ModelEndpoint",
     "ModelId",
     "ModelListEntry",
+    "ModelLoader",
     "ModelNotFoundError",
     "ModelNotReadyError",
     "ModelRegistry",

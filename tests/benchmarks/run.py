@@ -16,6 +16,7 @@ import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ sys.path.insert(0, SOURCE)
 from bonsai_routing import (  # noqa: E402
     EndpointStatus,
     ModelEndpoint,
+    ModelLoader,
     ModelNotFoundError,
     ModelRegistry,
     ModelRouter,
@@ -35,6 +37,7 @@ from bonsai_routing import (  # noqa: E402
 )
 
 SEED = 3
+SMALL = 100
 SIZES = (10, 1_000, 100_000)
 MILLION = 1_000_000
 
@@ -86,6 +89,21 @@ class World:
         self.names["ids"] = [model[0] for model in self.models] * turns
         self.names["aliases"] = [model[2] for model in self.models] * turns
         self.unknown = [f"{name}?" for name in self.names["ids"]]
+        # The same models, loaded on demand.
+        self.loader = loaded([model[0] for model in self.models]) if size < SMALL else None
+
+
+def loaded(ids: list[str]) -> ModelLoader:
+    """Return a loader that has loaded a model of each id."""
+    registry, done = ModelRegistry(), Future[None]()
+    done.set_result(None)
+    loader = ModelLoader(ModelRouter(registry), lambda *_: done, lambda _: done, capacity=len(ids))
+    for id in ids:
+        registry.register(ModelEndpoint(id, "qwen3-8b", status=LOADING))
+        loader.lease(id).release()
+    if len(loader.loaded()) != len(ids):
+        raise AssertionError("not every model was loaded")
+    return loader
 
 
 def built(rng: random.Random, prefix: str, count: int) -> list[ModelEndpoint]:
@@ -146,6 +164,15 @@ def route_fallback(world: World, names: list[str]) -> float:
 
 def lease(world: World, names: list[str]) -> float:
     call = world.router.lease
+    start = clock()
+    for name in names:
+        call(name).release()
+    return (clock() - start) / len(names)
+
+
+def lease_loaded(world: World, names: list[str]) -> float:
+    assert world.loader is not None
+    call = world.loader.lease
     start = clock()
     for name in names:
         call(name).release()
@@ -221,6 +248,9 @@ def renew(world: World, names: list[str]) -> float:
 
 Operation = Callable[[World, list[str]], float]
 
+# Measured in a small registry only: loading a hundred thousand models one by one takes too long.
+LOADED = "ModelLoader.lease(id), loaded, its release()"
+
 # What is measured, the names of the floor to compare with, and the bar: at most how many times the floor it may take.
 # What only reads comes first: it finds the memory as it was filled.
 OPERATIONS: tuple[tuple[str, Operation, str, float | None], ...] = (
@@ -235,6 +265,7 @@ OPERATIONS: tuple[tuple[str, Operation, str, float | None], ...] = (
     ("route_for_context(None, n), fallback", route_fallback, "one", 3),
     ("the same after the largest flipped", flip_and_fallback, "one", 100),
     ("lease(id) and its release()", lease, "ids", 26),
+    (LOADED, lease_loaded, "ids", 60),
     ("ModelNotFoundError, raised and caught", refuse, "ids", 20),
     ("models_list(), per entry", models_list, "in order", 4),
     ("register() of a new endpoint", register, "in order", 60),
@@ -243,7 +274,7 @@ OPERATIONS: tuple[tuple[str, Operation, str, float | None], ...] = (
 )
 
 # What making the list itself costs is shared by few entries in a small registry.
-SMALL, SMALL_BARS = 100, {"models_list(), per entry": 7}
+SMALL_BARS = {"models_list(), per entry": 7}
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +299,7 @@ class Row:
         bar = "" if self.bar is None else f"{self.bar:g}"
         spread = " ".join(f"{value:9,.1f}" for value in (self.min, self.median, self.max))
         verdict = "" if self.bar is None else "held" if self.held() else "MISSED"
-        return f"{self.operation:42} {endpoints:>9} {spread} {self.unit:5} {times:>6} {bar:>4} {verdict}".rstrip()
+        return f"{self.operation:45} {endpoints:>9} {spread} {self.unit:5} {times:>6} {bar:>4} {verdict}".rstrip()
 
 
 def measured(title: str, operation: Operation, kind: str, bar: float | None, world: World, rounds: int) -> Row:
@@ -291,7 +322,7 @@ def speed(sizes: Iterable[int], quick: bool, only: Container[str] | None = None)
     for size in sizes:
         world = World(size, 5_000 if quick else 20_000)
         for operation in OPERATIONS:
-            if only is None or operation[0] in only:
+            if (only is None or operation[0] in only) and (size < SMALL or operation[0] != LOADED):
                 title, call, kind, bar = operation
                 if size < SMALL:
                     bar = SMALL_BARS.get(title, bar)
@@ -392,7 +423,7 @@ def main() -> int:
     }
     for key, value in about.items():
         print(f"{key}: {value}")
-    print(f"\n{'operation':42} endpoints {'min':>9} {'median':>9} {'max':>9} {'unit':5} {'times':>6} {'bar':>4}")
+    print(f"\n{'operation':45} endpoints {'min':>9} {'median':>9} {'max':>9} {'unit':5} {'times':>6} {'bar':>4}")
     done: list[Row] = []
     for row in rows(options.sizes, options.quick):
         print(row, flush=True)

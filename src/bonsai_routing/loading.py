@@ -1,0 +1,908 @@
+"""Loading models when they are requested, within a capacity, and unloading those that nobody uses.
+
+Theory of operation
+-------------------
+
+A *copy* is the weights of one publication, from the moment when somebody wants them until they are unloaded.
+It waits in ``_queue``, and takes its room from then on, in ``_copies``: it loads, is loaded, and unloads.
+Evicting a copy publishes its endpoint anew, as ``loading``.
+The old publication drains, its copy is unloaded when the last lease has ended, and its room is free after that.
+So a copy is leaving when its publication is no longer in the registry, whoever has replaced or removed it.
+
+``_plan`` looks at everything and does all that has become possible.
+It keeps nothing that it could not find out again, so a plan that an exception cuts short is made up for by the next.
+A plan is due after each write to the registry, when a draining publication is idle, when a waiting lease is released,
+and when a future of ``load`` or ``unload`` is done.
+Plans, calls of users' functions and the completion of futures are notices of the registry's ledger: they are told
+without the lock, in the thread that finishes a verb or a release.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
+from math import fsum, isnan
+from time import monotonic
+from typing import Any
+from weakref import ref
+
+from bonsai_routing._checks import check_name, check_seconds, check_tokens, is_finite
+from bonsai_routing._directory import LARGEST
+from bonsai_routing._ledger import Ledger, OnIdle, Publication, complete, new_future
+from bonsai_routing._record import Note, Record, reason_of
+from bonsai_routing._routing import find_record
+from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
+from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, ModelNotReadyError, RoutingError
+from bonsai_routing.leases import Lease
+from bonsai_routing.lora import LoraAdapter
+from bonsai_routing.model_id import ModelId
+from bonsai_routing.router import ModelRouter
+
+__all__ = ["LoadingLease", "ModelLoader"]
+
+LOADING, READY, ERROR = EndpointStatus.LOADING, EndpointStatus.READY, EndpointStatus.ERROR
+
+Load = Callable[[ModelEndpoint, LoraAdapter | None], Future[Any]]
+Unload = Callable[[Publication], Future[Any]]
+
+_logger = logging.getLogger("bonsai_routing")
+
+
+class ModelLoader:
+    """Loads models when they are requested, within a capacity, and evicts the least recently used ones.
+
+    The loader manages the models of *router*'s registry that are ``loading`` and that it has loaded itself.
+    It leaves a model alone that was registered as ``ready``, which *pins* it, or that *manages* declines.
+    The registry shows a model that is not loaded as ``loading``.
+
+    *load(endpoint, adapter)* loads a model and returns a future of the engine's object, which becomes the ``handle`` of
+    the publication; *adapter* is ``None`` for a model that is no adapter.
+    *unload(publication)* frees what *load* has loaded for that publication, and returns a future that is done when it
+    is freed. Its result does not matter; if it fails, that is logged and the room counts as free.
+    Both must return a ``concurrent.futures.Future``, as ``submit`` of an executor and
+    ``asyncio.run_coroutine_threadsafe`` do, and return at once: they are called in the thread that happened to make
+    them possible, without any lock. The loader starts no threads and has no timers.
+
+    *capacity* bounds the costs of all models that are loaded, being loaded or not yet unloaded, taken together.
+    *cost(endpoint)* is a number of 0 or more in the same unit, for example bytes; ``None`` stands for a cost of 1 each.
+    *manages(endpoint)* returns whether the loader may load a model; ``None`` stands for all.
+    The loader asks both once for each endpoint and remembers the answers.
+    A load that failed is tried again by the first request after *retry_after* seconds.
+
+    Safe to share between threads, and for use in asyncio: no method waits.
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> registry = ModelRegistry()
+    >>> registry.register(ModelEndpoint("bonsai-8b", "qwen3-8b", status="loading"))
+    >>> pool = ThreadPoolExecutor()
+    >>> loader = ModelLoader(
+    ...     ModelRouter(registry),
+    ...     load=lambda endpoint, adapter: pool.submit(str.upper, endpoint.base_model),
+    ...     unload=lambda publication: pool.submit(print, "unloading", publication.endpoint.id),
+    ...     capacity=2,
+    ... )
+    >>> with loader.lease("bonsai-8b") as lease:
+    ...     lease.loaded.result(timeout=60)
+    ...     lease.handle
+    'QWEN3-8B'
+    >>> loader.close().result(timeout=60)
+    unloading bonsai-8b
+    """
+
+    __slots__ = (
+        "_capacity",
+        "_closing",
+        "_copies",
+        "_cost",
+        "_due",
+        "_failed",
+        "_load",
+        "_manages",
+        "_queue",
+        "_retry_after",
+        "_terms",
+        "_unload",
+        "router",
+    )
+
+    def __init__(
+        self,
+        router: ModelRouter,
+        load: Load,
+        unload: Unload,
+        *,
+        capacity: float,
+        cost: Callable[[ModelEndpoint], float] | None = None,
+        manages: Callable[[ModelEndpoint], object] | None = None,
+        retry_after: float = 30.0,
+    ) -> None:
+        if not isinstance(router, ModelRouter):
+            raise TypeError(f"router must be a ModelRouter, not {router!r}")
+        for argument, function in (("load", load), ("unload", unload), ("cost", cost), ("manages", manages)):
+            if not (callable(function) or (function is None and argument in ("cost", "manages"))):
+                raise TypeError(f"{argument} must be callable, not {function!r}")
+        if not isinstance(capacity, (int, float)) or isinstance(capacity, bool):
+            raise TypeError(f"capacity must be a number, not {capacity!r}")
+        if isnan(capacity) or capacity <= 0:
+            raise ValueError(f"capacity must be more than 0, not {capacity!r}")
+        check_seconds("retry_after", retry_after)
+        self.router: ModelRouter = router
+        self._load: Load = load
+        self._unload: Unload = unload
+        self._capacity: float = capacity
+        self._cost: Callable[[ModelEndpoint], float] | None = cost
+        self._manages: Callable[[ModelEndpoint], object] | None = manages
+        self._retry_after: float = retry_after
+        # What users' functions have said, by id: the declared endpoint and its cost, None if it is not managed.
+        self._terms: dict[str, tuple[ModelEndpoint, float | None]] = {}
+        # All of these belong to the store's lock.
+        # What takes room, and what waits for it in the order of the first requests, by generation.
+        self._copies: dict[int, _Copy] = {}
+        self._queue: dict[int, _Copy] = {}
+        # By id, the generation whose load has failed, and when, by the monotonic clock.
+        self._failed: dict[str, tuple[int, float]] = {}
+        # The future of close(), once that was called.
+        self._closing: Future[None] | None = None
+        # The latest plan that was made due.
+        self._due: _Due | None = None
+        router.registry._store.run(self._watch)
+
+    def lease(
+        self, requested_model: ModelId | str | None = None, required_context: int | None = None
+    ) -> "LoadingLease":
+        """Do what :meth:`ModelRouter.lease` does, and have the model loaded if it is not. Never waits.
+
+        The lease counts at once, also while its model is not loaded: wait for its ``loaded`` before using its handle.
+        If no model was requested and the tokens do not fit into the default's context, a ready model that they fit into
+        goes before one that would have to be loaded.
+        Raises what :meth:`ModelRouter.lease` raises. :class:`ModelNotReadyError` then means that the loader does not
+        manage the model, or that loading it failed less than *retry_after* seconds ago.
+        Raises what *cost* and *manages* raise, and ``TypeError`` or ``ValueError`` when the cost is not a finite number
+        of 0 or more. If it raises, nothing is leased.
+        """
+        if required_context is not None:
+            check_tokens("required_context", required_context)
+        name = requested_model
+        if name is not None and not isinstance(name, str):
+            name = check_name("requested_model", name)
+        store = self.router.registry._store
+        while True:
+            try:
+                return store.run(self._lease, name, requested_model, required_context)
+            except _Unknown as unknown:
+                self._ask(unknown.record)
+
+    def unload_idle(self, seconds: float) -> int:
+        """Evict each loaded model that nobody has used for that many seconds; return how many that are.
+
+        A model was last used when it was leased, or when such a lease ended. A base is in use while an adapter on it
+        is. Call this from time to time to have a keep-alive; 0 evicts everything that is idle.
+        """
+        check_seconds("seconds", seconds)
+        return self.router.registry._store.run(self._unload_idle, seconds)
+
+    def loaded(self) -> list[ModelEndpoint]:
+        """Return the endpoints that the loader has loaded, the least recently used first and those in use last.
+
+        An evicted one is not among them, though it is in memory until its last lease has ended and it is unloaded.
+        """
+        return self.router.registry._store.run(self._loaded)
+
+    def close(self) -> "Future[None]":
+        """Load nothing more, unload everything as soon as it is idle, and return a future that is done then.
+
+        Requests that wait for a load which has not begun fail with :class:`ModelNotReadyError`; a load that has begun
+        still serves those that wait for it. From now on :meth:`lease` does only what :meth:`ModelRouter.lease` does.
+        The future cannot be cancelled. Closing again returns the same future.
+        """
+        return self.router.registry._store.run(self._close)
+
+    def __repr__(self) -> str:
+        return f"<ModelLoader copies={len(self._copies)} waiting={len(self._queue)} capacity={self._capacity}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a ModelLoader cannot be copied or pickled: what it has loaded is there once")
+
+    # What calls users' functions, without the lock
+
+    def _ask(self, record: Record) -> None:
+        """Ask whether the loader manages an endpoint, and for its cost."""
+        endpoint = record.endpoint
+        cost: float | None = None
+        if self._manages is None or self._manages(endpoint):
+            cost = 1 if self._cost is None else self._cost(endpoint)
+            if not isinstance(cost, (int, float)) or isinstance(cost, bool):
+                raise TypeError(f"cost must return a number, not {cost!r}, for '{record.id}'")
+            if not (is_finite(cost) and cost >= 0):
+                raise ValueError(f"cost must return a finite number of 0 or more, not {cost!r}, for '{record.id}'")
+        directory = self.router.registry._directory
+        if len(self._terms) > 2 * directory.count() + 16:
+            self._terms = {id: terms for id, terms in self._terms.copy().items() if directory.find_id(id) is not None}
+        self._terms[record.id] = record.declared, cost
+
+    def _advance(self) -> None:
+        store = self.router.registry._store
+        while True:
+            try:
+                store.run(self._plan)
+                return
+            except _Unknown as unknown:
+                try:
+                    self._ask(unknown.record)
+                except Exception as error:
+                    store.run(self._fail, unknown.record, error)
+
+    # All that follows needs the store's lock.
+
+    # Leasing
+
+    def _lease(self, name: str | None, requested: ModelId | str | None, required_context: int | None) -> "LoadingLease":
+        record = self._find(name, required_context)
+        copy, base, ledger = self._copies.get(record.generation), None, self.router.registry._store.ledger
+        if not record.is_ready or record.adapter is not None:
+            if copy is not None and copy.is_loaded and self._has_lost_its_base(copy):
+                self.router.registry._store.renew(record)
+                record = self._find(name, required_context)
+            record, copy, base = self._prepare(record)
+        if copy is None or (record.is_ready and copy.is_loaded):
+            lease = LoadingLease(record, requested, ledger, copy, base, _LOADED)
+        else:
+            if copy.loaded.done():
+                copy.loaded = new_future()
+                self._wake()
+            lease = LoadingLease(record, requested, ledger, copy, base, copy.loaded)
+            copy.waiting[id(lease)] = ref(lease)
+        if copy is not None:
+            copy.used_at = monotonic()
+        return lease
+
+    def _prepare(self, record: Record) -> "tuple[Record, _Copy | None, Lease | None]":
+        """Return the record as it is now, its copy, and for a pinned adapter a lease of its base, whose copy it is."""
+        store, base = self.router.registry._store, self._base(record)
+        if not record.is_ready:
+            for each in (base, record):
+                if each is not None and _status(each) is ERROR:
+                    self._failed.pop(each.id, None)
+                    store.set_status(each.id, LOADING)
+            record = store.directory.tables.records[record.id]
+            base = self._base(record)
+        if base is not None and _status(record) is READY and not (base.is_ready and record.generation in self._copies):
+            # A pinned adapter, or one that has lost nothing but its base: what must be loaded, and stay, is the base.
+            copy = self._copies.get(base.generation) if base.is_ready else self._want(base)
+            return record, copy, None if copy is None else Lease(base, None, store.ledger)
+        return record, self._copies.get(record.generation) if record.is_ready else self._want(record), None
+
+    def _find(self, name: str | None, required_context: int | None) -> Record:
+        """Return the record that answers, loaded or not, or raise the error that explains why there is none."""
+        try:
+            return find_record(self.router.registry._directory, name, required_context)
+        except ModelNotReadyError:
+            record = self.router.registry._directory.tables.names[name]
+            if not self._can_load(record):
+                raise
+            available = record.endpoint.max_context_length
+            if required_context is None or required_context <= available:
+                return record
+            return self._find_fallback(name, ContextTooLongError(record.id, required_context, available))
+        except ContextTooLongError as error:
+            return self._find_fallback(name, error)
+
+    def _find_fallback(self, name: str | None, too_long: ContextTooLongError) -> Record:
+        """Return the record that answers if nothing was requested and the tokens do not fit into the default."""
+        directory, required = self.router.registry._directory, too_long.required
+        if name is None:
+            largest = directory.find(LARGEST)
+            if largest is not None and required <= largest.endpoint.max_context_length:
+                return largest
+            for record in sorted(directory.all_records(), key=lambda each: -each.endpoint.max_context_length):
+                if required > record.endpoint.max_context_length:
+                    break
+                if self._can_load(record):
+                    return record
+        raise too_long
+
+    def _can_load(self, record: Record) -> bool:
+        """Return whether the loader may load a model that is not ready, and its base if that is not ready either."""
+        base = self._base(record)
+        if self._closing is not None or not (base is None or base.is_ready or self._can_load(base)):
+            return False
+        status = _status(record)
+        if status is READY:
+            # The model is an adapter that waits for nothing but its base.
+            return True
+        if status is ERROR:
+            generation, since = self._failed.get(record.id, (None, 0.0))
+            if generation != record.generation or monotonic() - since < self._retry_after:
+                return False
+        elif status is not LOADING:
+            return False
+        return self._cost_of(record) is not None
+
+    def _want(self, record: Record) -> "_Copy":
+        """Return the copy of a publication that is not ready. Queue it, unless it is there already."""
+        copy = self._copies.get(record.generation) or self._queue.get(record.generation)
+        if copy is None:
+            cost = self._cost_of(record)
+            assert cost is not None
+            copy = self._queue[record.generation] = _Copy(record, cost, self._see_release)
+            self._wake()
+        return copy
+
+    # Planning
+
+    def _plan(self) -> None:
+        """Do everything that has become possible. Raise :class:`_Unknown` if the user's functions must be asked."""
+        for copy in [*self._copies.values()]:
+            self._see_to(copy)
+        for copy in [*self._queue.values()]:
+            record = self._record(copy)
+            if record is None or not self._is_awaited(copy, record):
+                self._answer(copy, record)
+                self._queue.pop(copy.generation, None)
+        self._start()
+        if self._closing is not None and not self._copies:
+            ledger = self.router.registry._store.ledger
+            ledger.watchers = tuple(each for each in ledger.watchers if each != self._see_change)
+            notice = _Completion(self._closing, None)
+            ledger.tell(notice, notice)
+
+    def _is_awaited(self, copy: "_Copy", record: Record) -> bool:
+        """Return whether a copy that is not loaded is still to be. If nobody waits for it any more, say so."""
+        if record.endpoint.status is not LOADING or self._closing is not None:
+            return False
+        if not self.router.registry._store.ledger.in_flight(copy.generation):
+            self._tell(copy, record.not_ready())
+            return False
+        return True
+
+    def _see_to(self, copy: "_Copy") -> None:
+        """Take a copy that has its room as far as it can go: load it, publish it, unload it, free its room."""
+        store = self.router.registry._store
+        if copy.load is None:
+            self._begin(copy)
+        elif not copy.is_loaded and copy.load.is_done():
+            self._end_load(copy, copy.load)
+        record = self._record(copy)
+        if copy.is_loaded and record is not None:
+            if self._has_lost_its_base(copy):
+                store.renew(record)
+                record = None
+            elif _status(record) is LOADING:
+                store.set_status(copy.id, READY, None, copy.handle)
+                record = self._record(copy)
+        self._answer(copy, record)
+        if copy.is_loaded and record is not None and self._closing is not None:
+            store.renew(record)
+            record = None
+        if copy.is_loaded and copy.unload is None and record is None and not store.ledger.in_flight(copy.generation):
+            was = copy.record
+            publication = Publication(was.endpoint, was.adapter, was.generation, copy.handle)
+            copy.unload = _Call(self._unload, (publication,), self._see_done)
+        for call in (copy.load, copy.unload):
+            if call is not None and not call.is_told():
+                store.ledger.tell(call, call)
+        if copy.unload is not None and copy.unload.is_done():
+            error = copy.unload.error()
+            if error is not None:
+                _logger.error("unloading %s failed", copy.record.endpoint, exc_info=error)
+            self._forget(copy)
+
+    def _begin(self, copy: "_Copy") -> None:
+        """Load a copy, unless it is an adapter's whose base is still loading or has gone."""
+        record = self._record(copy)
+        base = None if record is None else self._base(record)
+        if record is None or not self._is_awaited(copy, record):
+            self._forget(copy)
+        elif self._has_lost_its_base(copy):
+            self._forget(copy)
+            self._queue = {copy.generation: copy, **self._queue}
+        elif base is None or base.is_ready:
+            copy.load = _Call(self._load, (record.endpoint, record.adapter), self._see_done)
+
+    def _end_load(self, copy: "_Copy", load: "_Call") -> None:
+        """Keep what was loaded, or say why it was not."""
+        record, error = self._record(copy), load.error()
+        if error is None:
+            copy.handle = load.result()
+            self._failed.pop(copy.id, None)
+            if record is not None and _status(record) is not LOADING:
+                # The server has set a status meanwhile, which stays.
+                note = record.note if record.own is None else record.own.note
+                self.router.registry._store.set_status(copy.id, _status(record), note, copy.handle)
+            copy.is_loaded = True
+        else:
+            if record is not None:
+                self._fail(record, error)
+            self._forget(copy)
+
+    def _start(self) -> None:
+        """Give those who wait their room, first come first served, and evict what is in their way."""
+        records = self.router.registry._directory.tables.records
+        present = {copy.id for copy in self._copies.values()}
+        wanted: list[_Copy] = []
+        kept: list[_Copy] = []
+        for copy in [*self._queue.values()]:
+            needed = self._needed(copy, present)
+            if needed is None:
+                continue
+            adapter = copy.record.adapter
+            base = None if adapter is None else self._copies.get(records[adapter.base_model].generation)
+            kept += [] if base is None else [base]
+            least = needed if base is None else [*needed, base]
+            if not self._fit(least):
+                reason = f"its cost of {_cost(least):g} is more than the capacity of {self._capacity:g}"
+                self._fail(records[copy.id], ValueError(reason))
+                self._queue.pop(copy.generation, None)
+            elif not wanted and self._fit([*self._copies.values(), *needed]):
+                for each in needed:
+                    present.add(each.id)
+                    self._give_room(each)
+            else:
+                # All who come later wait behind this one, and keep the bases that it and those before it need.
+                is_first, wanted = not wanted, wanted + needed
+                adapters_on = self._adapters_on()
+                for in_use, _, victim in self._by_last_use(adapters_on):
+                    if self._fit(self._staying(adapters_on, in_use) + wanted) or (in_use and not is_first):
+                        break
+                    if victim not in kept:
+                        self._evict(victim, adapters_on)
+                if not self._fit(self._staying(adapters_on, True) + wanted):
+                    break
+
+    def _fit(self, copies: "list[_Copy]") -> bool:
+        """Return whether copies fit into the capacity together."""
+        return _cost(copies) <= self._capacity
+
+    def _staying(self, adapters_on: "dict[int, list[_Copy]]", in_use_too: bool) -> "list[_Copy]":
+        """Return the copies whose room is not becoming free.
+
+        What leaves while it is in use or still loading may take long. It counts as staying unless *in_use_too* is true.
+        """
+        return [
+            copy
+            for copy in self._copies.values()
+            if self._record(copy) is not None
+            or not (in_use_too or (copy.is_loaded and not self._is_in_use(copy, adapters_on.get(copy.generation, []))))
+        ]
+
+    def _is_in_use(self, copy: "_Copy", adapters: "list[_Copy]") -> bool:
+        """Return whether somebody has a lease of a copy, or of one of the *adapters* on it."""
+        in_flight = self.router.registry._store.ledger.in_flight
+        # Each adapter in memory has a lease of its base.
+        return in_flight(copy.generation) > len(adapters) or any(in_flight(each.generation) for each in adapters)
+
+    def _needed(self, copy: "_Copy", present: set[str]) -> "list[_Copy] | None":
+        """Return what must be loaded for a copy that waits; ``None`` if it waits for something else than room.
+
+        *present* are the ids that have a copy in memory.
+        """
+        # Somebody else is loading it, or an older copy has to leave first.
+        if self._is_loading_elsewhere(copy.id) or copy.id in present:
+            return None
+        base = self._base(self.router.registry._directory.tables.records[copy.id])
+        if base is None or base.is_ready or base.generation in self._copies:
+            return [copy]
+        cost = self._cost_of(base)
+        if cost is None or base.id in present:
+            return None
+        # The adapter first, because it is what waits for the base.
+        return [copy, self._queue.get(base.generation) or _Copy(base, cost, self._see_release)]
+
+    def _give_room(self, copy: "_Copy") -> None:
+        store = self.router.registry._store
+        base = self._base(copy.record)
+        if base is not None and copy.base is None:
+            # An adapter that is in memory keeps its base there.
+            copy.base = _Hold(base, None, store.ledger)
+        self._copies[copy.generation] = copy
+        self._queue.pop(copy.generation, None)
+        self._see_to(copy)
+
+    def _by_last_use(self, adapters_on: "dict[int, list[_Copy]]") -> "list[tuple[bool, float, _Copy]]":
+        """Return the loaded copies, each with whether it is in use and when it last was: idle ones first, oldest first.
+
+        What is on a base counts as a use of the base, but adapters that nobody uses do not make it busy.
+        """
+        found = []
+        for copy in self._copies.values():
+            if copy.is_loaded and self._record(copy) is not None:
+                adapters = adapters_on.get(copy.generation, [])
+                used_at = max(each.used_at for each in (copy, *adapters))
+                found.append((self._is_in_use(copy, adapters), used_at, len(adapters), copy))
+        return [(busy, used_at, copy) for busy, used_at, _, copy in sorted(found, key=lambda each: each[:3])]
+
+    def _adapters_on(self) -> "dict[int, list[_Copy]]":
+        """Return the copies of adapters by the generation of the base that they need."""
+        adapters_on: dict[int, list[_Copy]] = {}
+        for copy in self._copies.values():
+            if copy.base is not None:
+                adapters_on.setdefault(copy.base.generation, []).append(copy)
+        return adapters_on
+
+    def _evict(self, copy: "_Copy", adapters_on: "dict[int, list[_Copy]]") -> int:
+        """Publish a copy's endpoint and those of the adapters on it anew, without handles; return how many that are.
+
+        Does nothing if the copy has left already, or while an adapter is being loaded onto it, or instead of it.
+        """
+        record = self._record(copy)
+        adapters = [each for each in adapters_on.get(copy.generation, []) if self._record(each) is not None]
+        if (
+            record is None
+            or not all(each.is_loaded for each in adapters)
+            or any(self._is_loading_elsewhere(each.id) for each in (copy, *adapters))
+        ):
+            return 0
+        for each in adapters:
+            self._evict(each, adapters_on)
+        self.router.registry._store.renew(record)
+        return 1 + len(adapters)
+
+    def _unload_idle(self, seconds: float) -> int:
+        now, adapters_on = monotonic(), self._adapters_on()
+        bases = {copy.record.adapter.base_model for copy in self._queue.values() if copy.record.adapter is not None}
+        return sum(
+            self._evict(copy, adapters_on)
+            for in_use, used_at, copy in self._by_last_use(adapters_on)
+            # What an adapter waits for is in use.
+            if not in_use and now - used_at >= seconds and copy.id not in bases
+        )
+
+    def _loaded(self) -> list[ModelEndpoint]:
+        return [copy.record.endpoint for _, _, copy in self._by_last_use(self._adapters_on())]
+
+    def _close(self) -> "Future[None]":
+        if self._closing is None:
+            self._closing = new_future()
+        self._wake()
+        return self._closing
+
+    # Telling
+
+    def _answer(self, copy: "_Copy", record: Record | None) -> None:
+        """Tell those who wait for a copy, if it is loaded or will not be."""
+        if copy.loaded.done():
+            return
+        if record is None:
+            self._tell(copy, self._gone(copy))
+        elif not record.is_ready:
+            base = self._base(record)
+            if record.endpoint.status is not LOADING:
+                self._tell(copy, record.not_ready())
+            elif copy.is_loaded and base is not None and self._can_load(base):
+                # The server has called a pinned base loading while an adapter was loaded onto it.
+                self._want(base)
+            elif self._closing is not None and copy.load is None:
+                self._tell(copy, ModelNotReadyError(record.id, LOADING, "the loader is closed"))
+        elif copy.load is None or copy.is_loaded:
+            for waiting in [*copy.waiting.copy().values()]:
+                lease = waiting()
+                present = None if lease is None else self.router.registry._directory.find_id(lease.endpoint.id.value)
+                if lease is not None and present is not None and present.generation == lease.generation:
+                    lease.endpoint, lease.handle = present.endpoint, present.handle
+            self._tell(copy, None)
+
+    def _tell(self, copy: "_Copy", error: RoutingError | None) -> None:
+        notice = _Completion(copy.loaded, error)
+        self.router.registry._store.ledger.tell(notice, notice)
+        copy.waiting = {}
+
+    def _fail(self, record: Record, error: BaseException) -> None:
+        """Give a model the status ``error``, and tell those who wait for it, or for an adapter on it."""
+        store = self.router.registry._store
+        present = store.directory.find_id(record.id)
+        if present is None or present.generation != record.generation:
+            return
+        note = Note(reason_of(error), self._retry_after)
+        # A status that the server has set meanwhile stays.
+        was_set_here = _status(present) is ERROR and self._failed.get(record.id, (None,))[0] == record.generation
+        if _status(present) is LOADING or was_set_here:
+            generation = self.router.registry.generation
+            self._failed = {id: each for id, each in self._failed.items() if generation(id) == each[0]}
+            self._failed[record.id] = record.generation, monotonic()
+            store.set_status(record.id, ERROR, note)
+        for copy in (*self._queue.values(), *self._copies.values()):
+            adapter = copy.record.adapter
+            is_meant = copy.id == record.id or (adapter is not None and adapter.base_model == record.id)
+            if is_meant and not copy.loaded.done() and self._record(copy) is not None:
+                failure = ModelNotReadyError(copy.id, ERROR, *note)
+                failure.__cause__ = error
+                self._tell(copy, failure)
+
+    def _gone(self, copy: "_Copy") -> RoutingError:
+        if self.router.registry._directory.find_id(copy.id) is None:
+            return ModelNotFoundError(copy.id)
+        return ModelNotReadyError(copy.id, LOADING, "it was replaced before it was loaded")
+
+    # Asking the registry
+
+    def _record(self, copy: "_Copy") -> Record | None:
+        """Return the record of a copy; ``None`` if its publication is no longer in the registry."""
+        record = self.router.registry._directory.find_id(copy.id)
+        if record is None or record.generation != copy.generation:
+            return None
+        copy.record = record
+        return record
+
+    def _base(self, record: Record) -> Record | None:
+        """Return the base of an adapter's record; ``None`` for any other."""
+        return None if record.adapter is None else self.router.registry._directory.find_id(record.adapter.base_model)
+
+    def _has_lost_its_base(self, copy: "_Copy") -> bool:
+        """Return whether a copy is an adapter's whose base was published anew since it got its room."""
+        base = self._base(copy.record)
+        return copy.base is not None and (base is None or base.generation != copy.base.generation)
+
+    def _is_loading_elsewhere(self, id: str) -> bool:
+        """Return whether a block of :meth:`AdapterRegistry.loading` is loading that id."""
+        load = self.router.registry._store.loads.get(id)
+        return load is not None and load() is not None
+
+    def _cost_of(self, record: Record) -> float | None:
+        """Return the cost of a model; ``None`` if the loader does not manage it."""
+        terms = self._terms.get(record.id)
+        if terms is None or terms[0] != record.declared:
+            raise _Unknown(record)
+        return terms[1]
+
+    def _forget(self, copy: "_Copy") -> None:
+        """Free the room of a copy."""
+        self._answer(copy, self._record(copy))
+        if copy.base is not None:
+            base = self._copies.get(copy.base.generation)
+            if base is not None:
+                base.used_at = max(base.used_at, copy.used_at)
+            copy.base.release()
+            copy.base = None
+        self._copies.pop(copy.generation, None)
+        self._wake()
+
+    # What makes a plan due. Needs no lock
+
+    def _watch(self) -> None:
+        ledger = self.router.registry._store.ledger
+        ledger.watchers = (*ledger.watchers, self._see_change)
+
+    def _see_change(self, generation: int | None) -> None:
+        """Note that the registry was written to, or that a generation which drained is idle."""
+        if self._queue or (self._copies if generation is None else generation in self._copies):
+            self._wake()
+
+    def _see_release(self, copy: "_Copy") -> None:
+        """Note that somebody else can have the room of a copy, or that nobody waits for it any more."""
+        if (self._queue or copy.load is None) and not self.router.registry._store.ledger.in_flight(copy.generation):
+            self._see_done()
+
+    def _see_done(self, _: "Future[Any] | None" = None) -> None:
+        """Note that a future of the user's is done, and plan at once."""
+        self._wake()
+        self.router.registry._store.ledger.settle()
+
+    def _wake(self) -> None:
+        """Make a plan due, unless one is that has not begun."""
+        ledger, due = self.router.registry._store.ledger, self._due
+        if due is None or due.has_begun or due not in ledger.due:
+            due = _Due(self._advance)
+            ledger.tell(due, due)
+            self._due = due
+
+
+class LoadingLease(Lease):
+    """A lease that :meth:`ModelLoader.lease` returns, of a model that may still have to be loaded.
+
+    ``loaded`` is a future that completes with ``None`` when the model is loaded; ``handle`` is right from then on.
+    It fails with :class:`ModelNotReadyError` when the model cannot be loaded, with the exception as its cause, when the
+    model is replaced or its status is set before it is loaded, and with :class:`ModelNotFoundError` when it is removed.
+    It may be shared with other leases and cannot be cancelled, so waiting again after a timeout is fine.
+    It holds nothing: whatever becomes of waiting, :meth:`release` ends the use.
+
+    A released lease no longer waits: if no other lease waits for the model, it is not loaded for nobody, unless that
+    has begun.
+    """
+
+    __slots__ = ("__weakref__", "_base", "_copy", "loaded")
+
+    def __init__(
+        self,
+        record: Record,
+        requested: ModelId | str | None,
+        ledger: Ledger,
+        copy: "_Copy | None",
+        base: Lease | None,
+        loaded: "Future[None]",
+    ) -> None:
+        self._copy = copy
+        # The lease of the base that a pinned adapter is on.
+        self._base = base
+        self.loaded: Future[None] = loaded
+        Lease.__init__(self, record, requested, ledger)
+
+    def release(self) -> None:
+        """End the use of the model, and any waiting for it. Releasing again does nothing. Never waits."""
+        is_held, copy = self._held is not None, self._copy
+        try:
+            Lease.release(self)
+        finally:
+            if self._base is not None:
+                self._base.release()
+            if copy is not None and is_held:
+                copy.used_at = monotonic()
+                copy.waiting.pop(id(self), None)
+                copy.see_release(copy)
+
+
+class _Unknown(Exception):
+    """The user's functions have not been asked about the endpoint of ``record``, and cannot be under the lock."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+
+class _Hold(Lease):
+    """A lease that something in memory holds on what it needs there."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        # Nobody has forgotten it: the loader and its registry are gone.
+        pass
+
+
+class _Copy:
+    """The weights of one publication: wanted, being loaded, loaded, or being unloaded."""
+
+    __slots__ = (
+        "base",
+        "cost",
+        "generation",
+        "handle",
+        "id",
+        "is_loaded",
+        "load",
+        "loaded",
+        "record",
+        "see_release",
+        "unload",
+        "used_at",
+        "waiting",
+    )
+
+    def __init__(self, record: Record, cost: float, see_release: "Callable[[_Copy], None]") -> None:
+        self.id: str = record.id
+        self.generation: int = record.generation
+        # The latest record of the publication.
+        self.record: Record = record
+        self.cost: float = cost
+        # Called when a lease of the copy has ended.
+        self.see_release: Callable[[_Copy], None] = see_release
+        # The calls of the user's functions, from the moment when each may begin.
+        self.load: _Call | None = None
+        self.unload: _Call | None = None
+        # Whether load has succeeded and the handle is published.
+        self.is_loaded: bool = False
+        self.handle: object = None
+        # While an adapter has room, a lease of its base.
+        self.base: Lease | None = None
+        # By the monotonic clock.
+        self.used_at: float = monotonic()
+        # For those who wait until it is loaded, and the leases whose handles are to be set then, by id().
+        self.loaded: Future[None] = new_future()
+        self.waiting: dict[int, ref[LoadingLease]] = {}
+
+
+class _Call:
+    """The notice that a function of the user's may be called, and the future that it has returned."""
+
+    __slots__ = ("arguments", "called", "function", "is_watched", "running", "see_done")
+
+    def __init__(
+        self,
+        function: Callable[..., Future[Any]],
+        arguments: tuple[object, ...],
+        see_done: "Callable[[Future[Any]], None]",
+    ) -> None:
+        self.function: Callable[..., Future[Any]] = function
+        self.arguments: tuple[object, ...] = arguments
+        self.see_done: Callable[[Future[Any]], None] = see_done
+        self.called: bool = False
+        self.running: Future[Any] | None = None
+        # Whether the end of the future makes a plan due.
+        self.is_watched: bool = False
+
+    def tell(self, on_idle: OnIdle | None) -> None:
+        try:
+            if not self.called:
+                self.called = True
+                self.running = self.function(*self.arguments)
+                if not isinstance(self.running, Future):
+                    raise TypeError(f"load and unload must return a concurrent.futures.Future, not {self.running!r}")
+        except BaseException as error:
+            self.running = _failed(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            if self.running is None:
+                # An exception came between the call and keeping its future.
+                self.running = _failed(InterruptedError("the call was interrupted"))
+            self.running.add_done_callback(self.see_done)
+            self.is_watched = True
+
+    def is_told(self) -> bool:
+        return self.is_watched
+
+    def is_done(self) -> bool:
+        return self.running is not None and self.running.done()
+
+    def error(self) -> BaseException | None:
+        """Return what the call has failed with; ``None`` if it has not. For a call that is done."""
+        assert self.running is not None
+        try:
+            return self.running.exception()
+        except CancelledError as error:
+            return error
+
+    def result(self) -> object:
+        """Return the result of a call that is done and has not failed."""
+        assert self.running is not None
+        return self.running.result()
+
+
+class _Completion:
+    """The notice that a future is done."""
+
+    __slots__ = ("error", "future")
+
+    def __init__(self, future: "Future[None]", error: RoutingError | None) -> None:
+        self.future: Future[None] = future
+        self.error: RoutingError | None = error
+
+    def tell(self, on_idle: OnIdle | None) -> None:
+        if self.error is None:
+            complete(self.future, None)
+        else:
+            # Another notice may have completed it.
+            with suppress(InvalidStateError):
+                self.future.set_exception(self.error)
+
+    def is_told(self) -> bool:
+        return self.future.done()
+
+
+class _Due:
+    """The notice that a loader has something to do."""
+
+    __slots__ = ("advance", "has_begun", "is_done")
+
+    def __init__(self, advance: Callable[[], None]) -> None:
+        self.advance: Callable[[], None] = advance
+        self.has_begun: bool = False
+        self.is_done: bool = False
+
+    def tell(self, on_idle: OnIdle | None) -> None:
+        # What happens from here on needs another plan.
+        self.has_begun = True
+        self.advance()
+        self.is_done = True
+
+    def is_told(self) -> bool:
+        return self.is_done
+
+
+def _cost(copies: list[_Copy]) -> float:
+    # Whatever the order, the sum is the same.
+    return fsum(copy.cost for copy in copies)
+
+
+def _failed(error: BaseException) -> "Future[Any]":
+    future = new_future()
+    future.set_exception(error)
+    return future
+
+
+def _status(record: Record) -> EndpointStatus:
+    """Return the status that an endpoint has by itself, whatever its base's."""
+    return (record.own or record.endpoint).status
+
+
+# The future of every lease whose model is loaded.
+_LOADED: "Future[None]" = new_future()
+_LOADED.set_result(None)
