@@ -719,7 +719,7 @@ def test_a_load_that_fails_is_told_to_all_who_wait() -> None:
 
 def test_the_next_attempt_comes_with_the_first_request_after_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("bonsai_routing.loading.monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     models, engine = models_loading("a"), Engine()
     loader = loader_of(models, engine, retry_after=30)
     with loader.lease("a"):
@@ -1100,7 +1100,7 @@ def test_an_adapter_that_nobody_waits_for_is_not_loaded_when_its_base_is() -> No
 
 def test_the_use_of_an_adapter_is_one_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("bonsai_routing.loading.monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     models, engine = adapters_on(LOADING, CODE), Engine(at_once=True)
     loader = loader_of(models, engine)
     with loader.lease("bonsai:code"):
@@ -1333,7 +1333,7 @@ def test_a_closed_loader_is_no_longer_told_of_the_registry() -> None:
 
 def test_unload_idle_evicts_what_nobody_has_used_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("bonsai_routing.loading.monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     models, engine = models_loading("a", "b", "c"), Engine()
     loader = loader_of(models, engine)
     load_all(loader, engine, "a", "b", "c")

@@ -201,7 +201,7 @@ def test_an_exception_at_any_instruction_leaves_a_loader_that_works(part: int) -
                     assert not lease.handle.is_freed
         assert loader.close().result(timeout=0) is None, place
         # An exception just before the future of ``load`` is kept loses what is loading.
-        assert not engine.faults or "_Call.tell" in cut, place
+        assert not engine.faults or "Call.tell" in cut, place
         place += step
     assert place > 10_000
 

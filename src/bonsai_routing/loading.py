@@ -18,17 +18,17 @@ without the lock, in the thread that finishes a verb or a release.
 """
 
 import logging
+import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from math import fsum, isnan
-from time import monotonic
 from typing import Any
 from weakref import ref
 
 from bonsai_routing._checks import check_name, check_seconds, check_tokens, is_finite
+from bonsai_routing._copies import Call, Completion, Copy, Due, Hold
 from bonsai_routing._directory import LARGEST
-from bonsai_routing._ledger import Ledger, OnIdle, Publication, complete, new_future
+from bonsai_routing._ledger import Ledger, Publication, new_future
 from bonsai_routing._record import Note, Record, reason_of
 from bonsai_routing._routing import find_record
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
@@ -137,14 +137,14 @@ class ModelLoader:
         self._terms: dict[str, tuple[ModelEndpoint, float | None]] = {}
         # All of these belong to the store's lock.
         # What takes room, and what waits for it in the order of the first requests, by generation.
-        self._copies: dict[int, _Copy] = {}
-        self._queue: dict[int, _Copy] = {}
+        self._copies: dict[int, Copy] = {}
+        self._queue: dict[int, Copy] = {}
         # By id, the generation whose load has failed, and when, by the monotonic clock.
         self._failed: dict[str, tuple[int, float]] = {}
         # The future of close(), once that was called.
         self._closing: Future[None] | None = None
         # The latest plan that was made due.
-        self._due: _Due | None = None
+        self._due: Due | None = None
         router.registry._store.run(self._watch)
 
     def lease(
@@ -188,7 +188,7 @@ class ModelLoader:
         """
         return self.router.registry._store.run(self._loaded)
 
-    def close(self) -> "Future[None]":
+    def close(self) -> Future[None]:
         """Load nothing more, unload everything as soon as it is idle, and return a future that is done then.
 
         Requests that wait for a load which has not begun fail with :class:`ModelNotReadyError`; a load that has begun
@@ -253,10 +253,10 @@ class ModelLoader:
             lease = LoadingLease(record, requested, ledger, copy, base, copy.loaded)
             copy.waiting[id(lease)] = ref(lease)
         if copy is not None:
-            copy.used_at = monotonic()
+            copy.used_at = time.monotonic()
         return lease
 
-    def _prepare(self, record: Record) -> "tuple[Record, _Copy | None, Lease | None]":
+    def _prepare(self, record: Record) -> tuple[Record, Copy | None, Lease | None]:
         """Return the record as it is now, its copy, and for a pinned adapter a lease of its base, whose copy it is."""
         store, base = self.router.registry._store, self._base(record)
         if not record.is_ready:
@@ -312,19 +312,19 @@ class ModelLoader:
             return True
         if status is ERROR:
             generation, since = self._failed.get(record.id, (None, 0.0))
-            if generation != record.generation or monotonic() - since < self._retry_after:
+            if generation != record.generation or time.monotonic() - since < self._retry_after:
                 return False
         elif status is not LOADING:
             return False
         return self._cost_of(record) is not None
 
-    def _want(self, record: Record) -> "_Copy":
+    def _want(self, record: Record) -> Copy:
         """Return the copy of a publication that is not ready. Queue it, unless it is there already."""
         copy = self._copies.get(record.generation) or self._queue.get(record.generation)
         if copy is None:
             cost = self._cost_of(record)
             assert cost is not None
-            copy = self._queue[record.generation] = _Copy(record, cost, self._see_release)
+            copy = self._queue[record.generation] = Copy(record, cost, self._see_release)
             self._wake()
         return copy
 
@@ -343,10 +343,10 @@ class ModelLoader:
         if self._closing is not None and not self._copies:
             ledger = self.router.registry._store.ledger
             ledger.watchers = tuple(each for each in ledger.watchers if each != self._see_change)
-            notice = _Completion(self._closing, None)
+            notice = Completion(self._closing, None)
             ledger.tell(notice, notice)
 
-    def _is_awaited(self, copy: "_Copy", record: Record) -> bool:
+    def _is_awaited(self, copy: Copy, record: Record) -> bool:
         """Return whether a copy that is not loaded is still to be. If nobody waits for it any more, say so."""
         if record.endpoint.status is not LOADING or self._closing is not None:
             return False
@@ -355,7 +355,7 @@ class ModelLoader:
             return False
         return True
 
-    def _see_to(self, copy: "_Copy") -> None:
+    def _see_to(self, copy: Copy) -> None:
         """Take a copy that has its room as far as it can go: load it, publish it, unload it, free its room."""
         store = self.router.registry._store
         if copy.load is None:
@@ -377,7 +377,7 @@ class ModelLoader:
         if copy.is_loaded and copy.unload is None and record is None and not store.ledger.in_flight(copy.generation):
             was = copy.record
             publication = Publication(was.endpoint, was.adapter, was.generation, copy.handle)
-            copy.unload = _Call(self._unload, (publication,), self._see_done)
+            copy.unload = Call(self._unload, (publication,), self._see_done)
         for call in (copy.load, copy.unload):
             if call is not None and not call.is_told():
                 store.ledger.tell(call, call)
@@ -387,7 +387,7 @@ class ModelLoader:
                 _logger.error("unloading %s failed", copy.record.endpoint, exc_info=error)
             self._forget(copy)
 
-    def _begin(self, copy: "_Copy") -> None:
+    def _begin(self, copy: Copy) -> None:
         """Load a copy, unless it is an adapter's whose base is still loading or has gone."""
         record = self._record(copy)
         base = None if record is None else self._base(record)
@@ -397,9 +397,9 @@ class ModelLoader:
             self._forget(copy)
             self._queue = {copy.generation: copy, **self._queue}
         elif base is None or base.is_ready:
-            copy.load = _Call(self._load, (record.endpoint, record.adapter), self._see_done)
+            copy.load = Call(self._load, (record.endpoint, record.adapter), self._see_done)
 
-    def _end_load(self, copy: "_Copy", load: "_Call") -> None:
+    def _end_load(self, copy: Copy, load: Call) -> None:
         """Keep what was loaded, or say why it was not."""
         record, error = self._record(copy), load.error()
         if error is None:
@@ -419,8 +419,8 @@ class ModelLoader:
         """Give those who wait their room, first come first served, and evict what is in their way."""
         records = self.router.registry._directory.tables.records
         present = {copy.id for copy in self._copies.values()}
-        wanted: list[_Copy] = []
-        kept: list[_Copy] = []
+        wanted: list[Copy] = []
+        kept: list[Copy] = []
         for copy in [*self._queue.values()]:
             needed = self._needed(copy, present)
             if needed is None:
@@ -449,11 +449,11 @@ class ModelLoader:
                 if not self._fit(self._staying(adapters_on, True) + wanted):
                     break
 
-    def _fit(self, copies: "list[_Copy]") -> bool:
+    def _fit(self, copies: list[Copy]) -> bool:
         """Return whether copies fit into the capacity together."""
         return _cost(copies) <= self._capacity
 
-    def _staying(self, adapters_on: "dict[int, list[_Copy]]", in_use_too: bool) -> "list[_Copy]":
+    def _staying(self, adapters_on: dict[int, list[Copy]], in_use_too: bool) -> list[Copy]:
         """Return the copies whose room is not becoming free.
 
         What leaves while it is in use or still loading may take long. It counts as staying unless *in_use_too* is true.
@@ -465,13 +465,13 @@ class ModelLoader:
             or not (in_use_too or (copy.is_loaded and not self._is_in_use(copy, adapters_on.get(copy.generation, []))))
         ]
 
-    def _is_in_use(self, copy: "_Copy", adapters: "list[_Copy]") -> bool:
+    def _is_in_use(self, copy: Copy, adapters: list[Copy]) -> bool:
         """Return whether somebody has a lease of a copy, or of one of the *adapters* on it."""
         in_flight = self.router.registry._store.ledger.in_flight
         # Each adapter in memory has a lease of its base.
         return in_flight(copy.generation) > len(adapters) or any(in_flight(each.generation) for each in adapters)
 
-    def _needed(self, copy: "_Copy", present: set[str]) -> "list[_Copy] | None":
+    def _needed(self, copy: Copy, present: set[str]) -> list[Copy] | None:
         """Return what must be loaded for a copy that waits; ``None`` if it waits for something else than room.
 
         *present* are the ids that have a copy in memory.
@@ -486,19 +486,19 @@ class ModelLoader:
         if cost is None or base.id in present:
             return None
         # The adapter first, because it is what waits for the base.
-        return [copy, self._queue.get(base.generation) or _Copy(base, cost, self._see_release)]
+        return [copy, self._queue.get(base.generation) or Copy(base, cost, self._see_release)]
 
-    def _give_room(self, copy: "_Copy") -> None:
+    def _give_room(self, copy: Copy) -> None:
         store = self.router.registry._store
         base = self._base(copy.record)
         if base is not None and copy.base is None:
             # An adapter that is in memory keeps its base there.
-            copy.base = _Hold(base, None, store.ledger)
+            copy.base = Hold(base, None, store.ledger)
         self._copies[copy.generation] = copy
         self._queue.pop(copy.generation, None)
         self._see_to(copy)
 
-    def _by_last_use(self, adapters_on: "dict[int, list[_Copy]]") -> "list[tuple[bool, float, _Copy]]":
+    def _by_last_use(self, adapters_on: dict[int, list[Copy]]) -> list[tuple[bool, float, Copy]]:
         """Return the loaded copies, each with whether it is in use and when it last was: idle ones first, oldest first.
 
         What is on a base counts as a use of the base, but adapters that nobody uses do not make it busy.
@@ -511,15 +511,15 @@ class ModelLoader:
                 found.append((self._is_in_use(copy, adapters), used_at, len(adapters), copy))
         return [(busy, used_at, copy) for busy, used_at, _, copy in sorted(found, key=lambda each: each[:3])]
 
-    def _adapters_on(self) -> "dict[int, list[_Copy]]":
+    def _adapters_on(self) -> dict[int, list[Copy]]:
         """Return the copies of adapters by the generation of the base that they need."""
-        adapters_on: dict[int, list[_Copy]] = {}
+        adapters_on: dict[int, list[Copy]] = {}
         for copy in self._copies.values():
             if copy.base is not None:
                 adapters_on.setdefault(copy.base.generation, []).append(copy)
         return adapters_on
 
-    def _evict(self, copy: "_Copy", adapters_on: "dict[int, list[_Copy]]") -> int:
+    def _evict(self, copy: Copy, adapters_on: dict[int, list[Copy]]) -> int:
         """Publish a copy's endpoint and those of the adapters on it anew, without handles; return how many that are.
 
         Does nothing if the copy has left already, or while an adapter is being loaded onto it, or instead of it.
@@ -538,7 +538,7 @@ class ModelLoader:
         return 1 + len(adapters)
 
     def _unload_idle(self, seconds: float) -> int:
-        now, adapters_on = monotonic(), self._adapters_on()
+        now, adapters_on = time.monotonic(), self._adapters_on()
         bases = {copy.record.adapter.base_model for copy in self._queue.values() if copy.record.adapter is not None}
         return sum(
             self._evict(copy, adapters_on)
@@ -550,7 +550,7 @@ class ModelLoader:
     def _loaded(self) -> list[ModelEndpoint]:
         return [copy.record.endpoint for _, _, copy in self._by_last_use(self._adapters_on())]
 
-    def _close(self) -> "Future[None]":
+    def _close(self) -> Future[None]:
         if self._closing is None:
             self._closing = new_future()
         self._wake()
@@ -558,7 +558,7 @@ class ModelLoader:
 
     # Telling
 
-    def _answer(self, copy: "_Copy", record: Record | None) -> None:
+    def _answer(self, copy: Copy, record: Record | None) -> None:
         """Tell those who wait for a copy, if it is loaded or will not be."""
         if copy.loaded.done():
             return
@@ -581,8 +581,8 @@ class ModelLoader:
                     lease.endpoint, lease.handle = present.endpoint, present.handle
             self._tell(copy, None)
 
-    def _tell(self, copy: "_Copy", error: RoutingError | None) -> None:
-        notice = _Completion(copy.loaded, error)
+    def _tell(self, copy: Copy, error: RoutingError | None) -> None:
+        notice = Completion(copy.loaded, error)
         self.router.registry._store.ledger.tell(notice, notice)
         copy.waiting = {}
 
@@ -598,7 +598,7 @@ class ModelLoader:
         if _status(present) is LOADING or was_set_here:
             generation = self.router.registry.generation
             self._failed = {id: each for id, each in self._failed.items() if generation(id) == each[0]}
-            self._failed[record.id] = record.generation, monotonic()
+            self._failed[record.id] = record.generation, time.monotonic()
             store.set_status(record.id, ERROR, note)
         for copy in (*self._queue.values(), *self._copies.values()):
             adapter = copy.record.adapter
@@ -608,14 +608,14 @@ class ModelLoader:
                 failure.__cause__ = error
                 self._tell(copy, failure)
 
-    def _gone(self, copy: "_Copy") -> RoutingError:
+    def _gone(self, copy: Copy) -> RoutingError:
         if self.router.registry._directory.find_id(copy.id) is None:
             return ModelNotFoundError(copy.id)
         return ModelNotReadyError(copy.id, LOADING, "it was replaced before it was loaded")
 
     # Asking the registry
 
-    def _record(self, copy: "_Copy") -> Record | None:
+    def _record(self, copy: Copy) -> Record | None:
         """Return the record of a copy; ``None`` if its publication is no longer in the registry."""
         record = self.router.registry._directory.find_id(copy.id)
         if record is None or record.generation != copy.generation:
@@ -627,7 +627,7 @@ class ModelLoader:
         """Return the base of an adapter's record; ``None`` for any other."""
         return None if record.adapter is None else self.router.registry._directory.find_id(record.adapter.base_model)
 
-    def _has_lost_its_base(self, copy: "_Copy") -> bool:
+    def _has_lost_its_base(self, copy: Copy) -> bool:
         """Return whether a copy is an adapter's whose base was published anew since it got its room."""
         base = self._base(copy.record)
         return copy.base is not None and (base is None or base.generation != copy.base.generation)
@@ -644,7 +644,7 @@ class ModelLoader:
             raise _Unknown(record)
         return terms[1]
 
-    def _forget(self, copy: "_Copy") -> None:
+    def _forget(self, copy: Copy) -> None:
         """Free the room of a copy."""
         self._answer(copy, self._record(copy))
         if copy.base is not None:
@@ -667,12 +667,12 @@ class ModelLoader:
         if self._queue or (self._copies if generation is None else generation in self._copies):
             self._wake()
 
-    def _see_release(self, copy: "_Copy") -> None:
+    def _see_release(self, copy: Copy) -> None:
         """Note that somebody else can have the room of a copy, or that nobody waits for it any more."""
         if (self._queue or copy.load is None) and not self.router.registry._store.ledger.in_flight(copy.generation):
             self._see_done()
 
-    def _see_done(self, _: "Future[Any] | None" = None) -> None:
+    def _see_done(self, _: Future[Any] | None = None) -> None:
         """Note that a future of the user's is done, and plan at once."""
         self._wake()
         self.router.registry._store.ledger.settle()
@@ -681,7 +681,7 @@ class ModelLoader:
         """Make a plan due, unless one is that has not begun."""
         ledger, due = self.router.registry._store.ledger, self._due
         if due is None or due.has_begun or due not in ledger.due:
-            due = _Due(self._advance)
+            due = Due(self._advance)
             ledger.tell(due, due)
             self._due = due
 
@@ -706,9 +706,9 @@ class LoadingLease(Lease):
         record: Record,
         requested: ModelId | str | None,
         ledger: Ledger,
-        copy: "_Copy | None",
+        copy: Copy | None,
         base: Lease | None,
-        loaded: "Future[None]",
+        loaded: Future[None],
     ) -> None:
         self._copy = copy
         # The lease of the base that a pinned adapter is on.
@@ -725,7 +725,7 @@ class LoadingLease(Lease):
             if self._base is not None:
                 self._base.release()
             if copy is not None and is_held:
-                copy.used_at = monotonic()
+                copy.used_at = time.monotonic()
                 copy.waiting.pop(id(self), None)
                 copy.see_release(copy)
 
@@ -737,172 +737,16 @@ class _Unknown(Exception):
         self.record = record
 
 
-class _Hold(Lease):
-    """A lease that something in memory holds on what it needs there."""
-
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        # Nobody has forgotten it: the loader and its registry are gone.
-        pass
-
-
-class _Copy:
-    """The weights of one publication: wanted, being loaded, loaded, or being unloaded."""
-
-    __slots__ = (
-        "base",
-        "cost",
-        "generation",
-        "handle",
-        "id",
-        "is_loaded",
-        "load",
-        "loaded",
-        "record",
-        "see_release",
-        "unload",
-        "used_at",
-        "waiting",
-    )
-
-    def __init__(self, record: Record, cost: float, see_release: "Callable[[_Copy], None]") -> None:
-        self.id: str = record.id
-        self.generation: int = record.generation
-        # The latest record of the publication.
-        self.record: Record = record
-        self.cost: float = cost
-        # Called when a lease of the copy has ended.
-        self.see_release: Callable[[_Copy], None] = see_release
-        # The calls of the user's functions, from the moment when each may begin.
-        self.load: _Call | None = None
-        self.unload: _Call | None = None
-        # Whether load has succeeded and the handle is published.
-        self.is_loaded: bool = False
-        self.handle: object = None
-        # While an adapter has room, a lease of its base.
-        self.base: Lease | None = None
-        # By the monotonic clock.
-        self.used_at: float = monotonic()
-        # For those who wait until it is loaded, and the leases whose handles are to be set then, by id().
-        self.loaded: Future[None] = new_future()
-        self.waiting: dict[int, ref[LoadingLease]] = {}
-
-
-class _Call:
-    """The notice that a function of the user's may be called, and the future that it has returned."""
-
-    __slots__ = ("arguments", "called", "function", "is_watched", "running", "see_done")
-
-    def __init__(
-        self,
-        function: Callable[..., Future[Any]],
-        arguments: tuple[object, ...],
-        see_done: "Callable[[Future[Any]], None]",
-    ) -> None:
-        self.function: Callable[..., Future[Any]] = function
-        self.arguments: tuple[object, ...] = arguments
-        self.see_done: Callable[[Future[Any]], None] = see_done
-        self.called: bool = False
-        self.running: Future[Any] | None = None
-        # Whether the end of the future makes a plan due.
-        self.is_watched: bool = False
-
-    def tell(self, on_idle: OnIdle | None) -> None:
-        try:
-            if not self.called:
-                self.called = True
-                self.running = self.function(*self.arguments)
-                if not isinstance(self.running, Future):
-                    raise TypeError(f"load and unload must return a concurrent.futures.Future, not {self.running!r}")
-        except BaseException as error:
-            self.running = _failed(error)
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            if self.running is None:
-                # An exception came between the call and keeping its future.
-                self.running = _failed(InterruptedError("the call was interrupted"))
-            self.running.add_done_callback(self.see_done)
-            self.is_watched = True
-
-    def is_told(self) -> bool:
-        return self.is_watched
-
-    def is_done(self) -> bool:
-        return self.running is not None and self.running.done()
-
-    def error(self) -> BaseException | None:
-        """Return what the call has failed with; ``None`` if it has not. For a call that is done."""
-        assert self.running is not None
-        try:
-            return self.running.exception()
-        except CancelledError as error:
-            return error
-
-    def result(self) -> object:
-        """Return the result of a call that is done and has not failed."""
-        assert self.running is not None
-        return self.running.result()
-
-
-class _Completion:
-    """The notice that a future is done."""
-
-    __slots__ = ("error", "future")
-
-    def __init__(self, future: "Future[None]", error: RoutingError | None) -> None:
-        self.future: Future[None] = future
-        self.error: RoutingError | None = error
-
-    def tell(self, on_idle: OnIdle | None) -> None:
-        if self.error is None:
-            complete(self.future, None)
-        else:
-            # Another notice may have completed it.
-            with suppress(InvalidStateError):
-                self.future.set_exception(self.error)
-
-    def is_told(self) -> bool:
-        return self.future.done()
-
-
-class _Due:
-    """The notice that a loader has something to do."""
-
-    __slots__ = ("advance", "has_begun", "is_done")
-
-    def __init__(self, advance: Callable[[], None]) -> None:
-        self.advance: Callable[[], None] = advance
-        self.has_begun: bool = False
-        self.is_done: bool = False
-
-    def tell(self, on_idle: OnIdle | None) -> None:
-        # What happens from here on needs another plan.
-        self.has_begun = True
-        self.advance()
-        self.is_done = True
-
-    def is_told(self) -> bool:
-        return self.is_done
-
-
-def _cost(copies: list[_Copy]) -> float:
-    # Whatever the order, the sum is the same.
-    return fsum(copy.cost for copy in copies)
-
-
-def _failed(error: BaseException) -> "Future[Any]":
-    future = new_future()
-    future.set_exception(error)
-    return future
-
-
 def _status(record: Record) -> EndpointStatus:
     """Return the status that an endpoint has by itself, whatever its base's."""
     return (record.own or record.endpoint).status
 
 
+def _cost(copies: list[Copy]) -> float:
+    # Whatever the order, the sum is the same.
+    return fsum(copy.cost for copy in copies)
+
+
 # The future of every lease whose model is loaded.
-_LOADED: "Future[None]" = new_future()
+_LOADED: Future[None] = new_future()
 _LOADED.set_result(None)

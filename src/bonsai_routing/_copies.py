@@ -1,0 +1,172 @@
+"""The copies of models in memory, as a loader keeps them, and the notices that load and unload them."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
+from typing import Any
+from weakref import ref
+
+from bonsai_routing._ledger import OnIdle, complete, new_future
+from bonsai_routing._record import Record
+from bonsai_routing.errors import RoutingError
+from bonsai_routing.leases import Lease
+
+__all__ = ["Call", "Completion", "Copy", "Due", "Hold"]
+
+
+class Hold(Lease):
+    """A lease that something in memory holds on what it needs there."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        # Nobody has forgotten it: the loader and its registry are gone.
+        pass
+
+
+class Copy:
+    """The weights of one publication: wanted, being loaded, loaded, or being unloaded."""
+
+    __slots__ = (
+        "base",
+        "cost",
+        "generation",
+        "handle",
+        "id",
+        "is_loaded",
+        "load",
+        "loaded",
+        "record",
+        "see_release",
+        "unload",
+        "used_at",
+        "waiting",
+    )
+
+    def __init__(self, record: Record, cost: float, see_release: "Callable[[Copy], None]") -> None:
+        self.id: str = record.id
+        self.generation: int = record.generation
+        # The latest record of the publication.
+        self.record: Record = record
+        self.cost: float = cost
+        # Called when a lease of the copy has ended.
+        self.see_release: Callable[[Copy], None] = see_release
+        # The calls of the user's functions, from the moment when each may begin.
+        self.load: Call | None = None
+        self.unload: Call | None = None
+        # Whether load has succeeded and the handle is published.
+        self.is_loaded: bool = False
+        self.handle: object = None
+        # While an adapter has room, a lease of its base.
+        self.base: Lease | None = None
+        # By the monotonic clock.
+        self.used_at: float = time.monotonic()
+        # For those who wait until it is loaded, and the leases whose handles are to be set then, by id().
+        self.loaded: Future[None] = new_future()
+        self.waiting: dict[int, ref[Lease]] = {}
+
+
+class Call:
+    """The notice that a function of the user's may be called, and the future that it has returned."""
+
+    __slots__ = ("arguments", "called", "function", "is_watched", "running", "see_done")
+
+    def __init__(
+        self,
+        function: Callable[..., Future[Any]],
+        arguments: tuple[object, ...],
+        see_done: "Callable[[Future[Any]], None]",
+    ) -> None:
+        self.function: Callable[..., Future[Any]] = function
+        self.arguments: tuple[object, ...] = arguments
+        self.see_done: Callable[[Future[Any]], None] = see_done
+        self.called: bool = False
+        self.running: Future[Any] | None = None
+        # Whether the end of the future makes a plan due.
+        self.is_watched: bool = False
+
+    def tell(self, on_idle: OnIdle | None) -> None:
+        try:
+            if not self.called:
+                self.called = True
+                running = self.function(*self.arguments)
+                if not isinstance(running, Future):
+                    raise TypeError(f"load and unload must return a concurrent.futures.Future, not {running!r}")
+                self.running = running
+        except BaseException as error:
+            self.running = _failed(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            if self.running is None:
+                # An exception came between the call and keeping its future.
+                self.running = _failed(InterruptedError("the call was interrupted"))
+            self.running.add_done_callback(self.see_done)
+            self.is_watched = True
+
+    def is_told(self) -> bool:
+        return self.is_watched
+
+    def is_done(self) -> bool:
+        return self.running is not None and self.running.done()
+
+    def error(self) -> BaseException | None:
+        """Return what the call has failed with; ``None`` if it has not. For a call that is done."""
+        assert self.running is not None
+        try:
+            return self.running.exception()
+        except CancelledError as error:
+            return error
+
+    def result(self) -> object:
+        """Return the result of a call that is done and has not failed."""
+        assert self.running is not None
+        return self.running.result()
+
+
+class Completion:
+    """The notice that a future is done."""
+
+    __slots__ = ("error", "future")
+
+    def __init__(self, future: "Future[None]", error: RoutingError | None) -> None:
+        self.future: Future[None] = future
+        self.error: RoutingError | None = error
+
+    def tell(self, on_idle: OnIdle | None) -> None:
+        if self.error is None:
+            complete(self.future, None)
+        else:
+            # Another notice may have completed it.
+            with suppress(InvalidStateError):
+                self.future.set_exception(self.error)
+
+    def is_told(self) -> bool:
+        return self.future.done()
+
+
+class Due:
+    """The notice that a loader has something to do."""
+
+    __slots__ = ("advance", "has_begun", "is_done")
+
+    def __init__(self, advance: Callable[[], None]) -> None:
+        self.advance: Callable[[], None] = advance
+        self.has_begun: bool = False
+        self.is_done: bool = False
+
+    def tell(self, on_idle: OnIdle | None) -> None:
+        # What happens from here on needs another plan.
+        self.has_begun = True
+        self.advance()
+        self.is_done = True
+
+    def is_told(self) -> bool:
+        return self.is_done
+
+
+def _failed(error: BaseException) -> "Future[Any]":
+    future = new_future()
+    future.set_exception(error)
+    return future
