@@ -619,10 +619,20 @@ def test_nobody_waits_behind_a_model_whose_leases_are_all_released() -> None:
 
 
 def test_what_comes_later_does_not_overtake_though_it_would_fit() -> None:
-    models, engine = models_loading("a", "b", "c"), Engine(capacity=10, costs={"a": 6, "b": 6, "c": 4})
+    models, engine = models_loading("a", "b", "c"), Engine(capacity=10, costs={"a": 5, "b": 6, "c": 5})
     loader = loader_of(models, engine)
+    load_all(loader, engine, "a")
     with loader.lease("a"), loader.lease("b"), loader.lease("c"):
-        assert [*engine.running] == ["load a"]
+        # The room of a is enough for b. If c took what is free now, it would not be.
+        assert not engine.running
+
+
+def test_the_beginning_of_a_lease_is_a_use() -> None:
+    models, engine = models_loading("a", "b", "c"), Engine(capacity=2)
+    loader = loader_of(models, engine)
+    load_all(loader, engine, "a", "b")
+    with loader.lease("b"), loader.lease("a"), loader.lease("c"):
+        assert [str(each.endpoint.id) for each in models.draining()] == ["b"]
 
 
 # 7: unloading

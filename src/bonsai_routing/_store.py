@@ -183,8 +183,8 @@ class Store:
 
     def end_load(self, id: str) -> None:
         """Note that nothing loads the adapter of an id any more."""
-        self.loads.pop(id, None)
         self._notify()
+        self.loads.pop(id, None)
 
     def set_alias(self, alias: str | None, target: str | None) -> bool:
         """Map an alias, or the default, to an id, or remove it; return whether there was one before."""

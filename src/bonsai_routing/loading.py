@@ -248,8 +248,8 @@ class ModelLoader:
             lease = LoadingLease(record, requested, ledger, copy, base, _LOADED)
         else:
             if copy.loaded.done():
-                copy.loaded = new_future()
                 self._wake()
+                copy.loaded = new_future()
             lease = LoadingLease(record, requested, ledger, copy, base, copy.loaded)
             copy.waiting[id(lease)] = ref(lease)
         if copy is not None:
@@ -262,7 +262,6 @@ class ModelLoader:
         if not record.is_ready:
             for each in (base, record):
                 if each is not None and _status(each) is ERROR:
-                    self._failed.pop(each.id, None)
                     store.set_status(each.id, LOADING)
             record = store.directory.tables.records[record.id]
             base = self._base(record)
@@ -324,8 +323,9 @@ class ModelLoader:
         if copy is None:
             cost = self._cost_of(record)
             assert cost is not None
-            copy = self._queue[record.generation] = Copy(record, cost, self._see_release)
+            # The plan begins when the lock is free, so nothing is lost if an exception comes in between.
             self._wake()
+            copy = self._queue[record.generation] = Copy(record, cost, self._see_release)
         return copy
 
     # Planning
@@ -397,6 +397,7 @@ class ModelLoader:
             self._forget(copy)
             self._queue = {copy.generation: copy, **self._queue}
         elif base is None or base.is_ready:
+            self._failed.pop(copy.id, None)
             copy.load = Call(self._load, (record.endpoint, record.adapter), self._see_done)
 
     def _end_load(self, copy: Copy, load: Call) -> None:
@@ -404,7 +405,6 @@ class ModelLoader:
         record, error = self._record(copy), load.error()
         if error is None:
             copy.handle = load.result()
-            self._failed.pop(copy.id, None)
             if record is not None and _status(record) is not LOADING:
                 # The server has set a status meanwhile, which stays.
                 note = record.note if record.own is None else record.own.note
@@ -551,9 +551,9 @@ class ModelLoader:
         return [copy.record.endpoint for _, _, copy in self._by_last_use(self._adapters_on())]
 
     def _close(self) -> Future[None]:
+        self._wake()
         if self._closing is None:
             self._closing = new_future()
-        self._wake()
         return self._closing
 
     # Telling
