@@ -7,6 +7,7 @@ import logging
 import math
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -1328,14 +1329,21 @@ def test_close_lets_an_adapter_go_that_waits_for_its_base() -> None:
     assert engine.calls == ["load bonsai", "unload bonsai"]
 
 
-def test_a_closed_loader_is_no_longer_told_of_the_registry() -> None:
+def test_a_closed_loader_lets_go_of_its_registry_and_another_one_takes_over() -> None:
     models, engine = models_loading("a"), Engine(at_once=True)
-    loader_of(models, engine).close().result(timeout=0)
-    loader = loader_of(models, engine)
-    with loader.lease("a") as lease:
+    first = loader_of(models, engine)
+    with first.lease("a") as lease:
         assert lease.loaded.done()
-    loader.close().result(timeout=0)
-    assert engine.calls == ["load a", "unload a"]
+    first.close().result(timeout=0)
+    closed = weakref.ref(first)
+    del first, lease
+    gc.collect()
+    assert closed() is None
+    second = loader_of(models, engine)
+    with second.lease("a") as lease:
+        assert lease.loaded.done()
+    second.close().result(timeout=0)
+    assert engine.calls == ["load a", "unload a"] * 2
 
 
 # Keep-alive

@@ -200,8 +200,8 @@ def test_an_exception_at_any_instruction_leaves_a_loader_that_works(part: int) -
                     assert isinstance(lease.handle, Weights)
                     assert not lease.handle.is_freed
         assert loader.close().result(timeout=0) is None, place
-        # An exception just before the future of ``load`` is kept loses what is loading.
-        assert not engine.faults or "Call.tell" in cut, place
+        # An exception in the engine, or just before its future is kept, loses what it has begun.
+        assert not engine.faults or cut in (["Call.tell"], ["ModelId.__str__"]), place
         place += step
     assert place > 10_000
 

@@ -31,6 +31,7 @@ from bonsai_routing._directory import LARGEST
 from bonsai_routing._ledger import Ledger, Publication, new_future
 from bonsai_routing._record import Note, Record, reason_of
 from bonsai_routing._routing import find_record
+from bonsai_routing._store import Store
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, ModelNotReadyError, RoutingError
 from bonsai_routing.leases import Lease
@@ -90,6 +91,7 @@ class ModelLoader:
     """
 
     __slots__ = (
+        "__weakref__",
         "_capacity",
         "_closing",
         "_copies",
@@ -100,6 +102,7 @@ class ModelLoader:
         "_manages",
         "_queue",
         "_retry_after",
+        "_store",
         "_terms",
         "_unload",
         "router",
@@ -127,6 +130,7 @@ class ModelLoader:
             raise ValueError(f"capacity must be more than 0, not {capacity!r}")
         check_seconds("retry_after", retry_after)
         self.router: ModelRouter = router
+        self._store: Store = router.registry._store
         self._load: Load = load
         self._unload: Unload = unload
         self._capacity: float = capacity
@@ -145,7 +149,7 @@ class ModelLoader:
         self._closing: Future[None] | None = None
         # The latest plan that was made due.
         self._due: Due | None = None
-        router.registry._store.run(self._watch)
+        self._store.run(self._watch)
 
     def lease(
         self, requested_model: ModelId | str | None = None, required_context: int | None = None
@@ -165,10 +169,9 @@ class ModelLoader:
         name = requested_model
         if name is not None and not isinstance(name, str):
             name = check_name("requested_model", name)
-        store = self.router.registry._store
         while True:
             try:
-                return store.run(self._lease, name, requested_model, required_context)
+                return self._store.run(self._lease, name, requested_model, required_context)
             except _Unknown as unknown:
                 self._ask(unknown.record)
 
@@ -179,14 +182,14 @@ class ModelLoader:
         is. Call this from time to time to have a keep-alive; 0 evicts everything that is idle.
         """
         check_seconds("seconds", seconds)
-        return self.router.registry._store.run(self._unload_idle, seconds)
+        return self._store.run(self._unload_idle, seconds)
 
     def loaded(self) -> list[ModelEndpoint]:
         """Return the endpoints that the loader has loaded, the least recently used first and those in use last.
 
         An evicted one is not among them, though it is in memory until its last lease has ended and it is unloaded.
         """
-        return self.router.registry._store.run(self._loaded)
+        return self._store.run(self._loaded)
 
     def close(self) -> Future[None]:
         """Load nothing more, unload everything as soon as it is idle, and return a future that is done then.
@@ -195,7 +198,7 @@ class ModelLoader:
         still serves those that wait for it. From now on :meth:`lease` does only what :meth:`ModelRouter.lease` does.
         The future cannot be cancelled. Closing again returns the same future.
         """
-        return self.router.registry._store.run(self._close)
+        return self._store.run(self._close)
 
     def __repr__(self) -> str:
         return f"<ModelLoader copies={len(self._copies)} waiting={len(self._queue)} capacity={self._capacity}>"
@@ -215,22 +218,21 @@ class ModelLoader:
                 raise TypeError(f"cost must return a number, not {cost!r}, for '{record.id}'")
             if not (is_finite(cost) and cost >= 0):
                 raise ValueError(f"cost must return a finite number of 0 or more, not {cost!r}, for '{record.id}'")
-        directory = self.router.registry._directory
+        directory = self._store.directory
         if len(self._terms) > 2 * directory.count() + 16:
             self._terms = {id: terms for id, terms in self._terms.copy().items() if directory.find_id(id) is not None}
         self._terms[record.id] = record.declared, cost
 
     def _advance(self) -> None:
-        store = self.router.registry._store
         while True:
             try:
-                store.run(self._plan)
+                self._store.run(self._plan)
                 return
             except _Unknown as unknown:
                 try:
                     self._ask(unknown.record)
                 except Exception as error:
-                    store.run(self._fail, unknown.record, error)
+                    self._store.run(self._fail, unknown.record, error)
 
     # All that follows needs the store's lock.
 
@@ -238,10 +240,10 @@ class ModelLoader:
 
     def _lease(self, name: str | None, requested: ModelId | str | None, required_context: int | None) -> "LoadingLease":
         record = self._find(name, required_context)
-        copy, base, ledger = self._copies.get(record.generation), None, self.router.registry._store.ledger
+        copy, base, ledger = self._copies.get(record.generation), None, self._store.ledger
         if not record.is_ready or record.adapter is not None:
             if copy is not None and copy.is_loaded and self._has_lost_its_base(copy):
-                self.router.registry._store.renew(record)
+                self._store.renew(record)
                 record = self._find(name, required_context)
             record, copy, base = self._prepare(record)
         if copy is None or (record.is_ready and copy.is_loaded):
@@ -258,25 +260,25 @@ class ModelLoader:
 
     def _prepare(self, record: Record) -> tuple[Record, Copy | None, Lease | None]:
         """Return the record as it is now, its copy, and for a pinned adapter a lease of its base, whose copy it is."""
-        store, base = self.router.registry._store, self._base(record)
+        base = self._base(record)
         if not record.is_ready:
             for each in (base, record):
                 if each is not None and _status(each) is ERROR:
-                    store.set_status(each.id, LOADING)
-            record = store.directory.tables.records[record.id]
+                    self._store.set_status(each.id, LOADING)
+            record = self._store.directory.tables.records[record.id]
             base = self._base(record)
         if base is not None and _status(record) is READY and not (base.is_ready and record.generation in self._copies):
             # A pinned adapter, or one that has lost nothing but its base: what must be loaded, and stay, is the base.
             copy = self._copies.get(base.generation) if base.is_ready else self._want(base)
-            return record, copy, None if copy is None else Lease(base, None, store.ledger)
+            return record, copy, None if copy is None else Lease(base, None, self._store.ledger)
         return record, self._copies.get(record.generation) if record.is_ready else self._want(record), None
 
     def _find(self, name: str | None, required_context: int | None) -> Record:
         """Return the record that answers, loaded or not, or raise the error that explains why there is none."""
         try:
-            return find_record(self.router.registry._directory, name, required_context)
+            return find_record(self._store.directory, name, required_context)
         except ModelNotReadyError:
-            record = self.router.registry._directory.tables.names[name]
+            record = self._store.directory.tables.names[name]
             if not self._can_load(record):
                 raise
             available = record.endpoint.max_context_length
@@ -288,7 +290,7 @@ class ModelLoader:
 
     def _find_fallback(self, name: str | None, too_long: ContextTooLongError) -> Record:
         """Return the record that answers if nothing was requested and the tokens do not fit into the default."""
-        directory, required = self.router.registry._directory, too_long.required
+        directory, required = self._store.directory, too_long.required
         if name is None:
             largest = directory.find(LARGEST)
             if largest is not None and required <= largest.endpoint.max_context_length:
@@ -341,7 +343,7 @@ class ModelLoader:
                 self._queue.pop(copy.generation, None)
         self._start()
         if self._closing is not None and not self._copies:
-            ledger = self.router.registry._store.ledger
+            ledger = self._store.ledger
             ledger.watchers = tuple(each for each in ledger.watchers if each != self._see_change)
             notice = Completion(self._closing, None)
             ledger.tell(notice, notice)
@@ -350,14 +352,13 @@ class ModelLoader:
         """Return whether a copy that is not loaded is still to be. If nobody waits for it any more, say so."""
         if record.endpoint.status is not LOADING or self._closing is not None:
             return False
-        if not self.router.registry._store.ledger.in_flight(copy.generation):
+        if not self._store.ledger.in_flight(copy.generation):
             self._tell(copy, record.not_ready())
             return False
         return True
 
     def _see_to(self, copy: Copy) -> None:
         """Take a copy that has its room as far as it can go: load it, publish it, unload it, free its room."""
-        store = self.router.registry._store
         if copy.load is None:
             self._begin(copy)
         elif not copy.is_loaded and copy.load.is_done():
@@ -365,22 +366,27 @@ class ModelLoader:
         record = self._record(copy)
         if copy.is_loaded and record is not None:
             if self._has_lost_its_base(copy):
-                store.renew(record)
+                self._store.renew(record)
                 record = None
             elif _status(record) is LOADING:
-                store.set_status(copy.id, READY, None, copy.handle)
+                self._store.set_status(copy.id, READY, None, copy.handle)
                 record = self._record(copy)
         self._answer(copy, record)
         if copy.is_loaded and record is not None and self._closing is not None:
-            store.renew(record)
+            self._store.renew(record)
             record = None
-        if copy.is_loaded and copy.unload is None and record is None and not store.ledger.in_flight(copy.generation):
+        if (
+            copy.is_loaded
+            and copy.unload is None
+            and record is None
+            and not self._store.ledger.in_flight(copy.generation)
+        ):
             was = copy.record
             publication = Publication(was.endpoint, was.adapter, was.generation, copy.handle)
             copy.unload = Call(self._unload, (publication,), self._see_done)
         for call in (copy.load, copy.unload):
             if call is not None and not call.is_told():
-                store.ledger.tell(call, call)
+                self._store.ledger.tell(call, call)
         if copy.unload is not None and copy.unload.is_done():
             error = copy.unload.error()
             if error is not None:
@@ -408,7 +414,7 @@ class ModelLoader:
             if record is not None and _status(record) is not LOADING:
                 # The server has set a status meanwhile, which stays.
                 note = record.note if record.own is None else record.own.note
-                self.router.registry._store.set_status(copy.id, _status(record), note, copy.handle)
+                self._store.set_status(copy.id, _status(record), note, copy.handle)
             copy.is_loaded = True
         else:
             if record is not None:
@@ -417,7 +423,7 @@ class ModelLoader:
 
     def _start(self) -> None:
         """Give those who wait their room, first come first served, and evict what is in their way."""
-        records = self.router.registry._directory.tables.records
+        records = self._store.directory.tables.records
         present = {copy.id for copy in self._copies.values()}
         wanted: list[Copy] = []
         kept: list[Copy] = []
@@ -467,7 +473,7 @@ class ModelLoader:
 
     def _is_in_use(self, copy: Copy, adapters: list[Copy]) -> bool:
         """Return whether somebody has a lease of a copy, or of one of the *adapters* on it."""
-        in_flight = self.router.registry._store.ledger.in_flight
+        in_flight = self._store.ledger.in_flight
         # Each adapter in memory has a lease of its base.
         return in_flight(copy.generation) > len(adapters) or any(in_flight(each.generation) for each in adapters)
 
@@ -479,7 +485,7 @@ class ModelLoader:
         # Somebody else is loading it, or an older copy has to leave first.
         if self._is_loading_elsewhere(copy.id) or copy.id in present:
             return None
-        base = self._base(self.router.registry._directory.tables.records[copy.id])
+        base = self._base(self._store.directory.tables.records[copy.id])
         if base is None or base.is_ready or base.generation in self._copies:
             return [copy]
         cost = self._cost_of(base)
@@ -489,11 +495,10 @@ class ModelLoader:
         return [copy, self._queue.get(base.generation) or Copy(base, cost, self._see_release)]
 
     def _give_room(self, copy: Copy) -> None:
-        store = self.router.registry._store
         base = self._base(copy.record)
         if base is not None and copy.base is None:
             # An adapter that is in memory keeps its base there.
-            copy.base = Hold(base, None, store.ledger)
+            copy.base = Hold(base, None, self._store.ledger)
         self._copies[copy.generation] = copy
         self._queue.pop(copy.generation, None)
         self._see_to(copy)
@@ -534,7 +539,7 @@ class ModelLoader:
             return 0
         for each in adapters:
             self._evict(each, adapters_on)
-        self.router.registry._store.renew(record)
+        self._store.renew(record)
         return 1 + len(adapters)
 
     def _unload_idle(self, seconds: float) -> int:
@@ -576,20 +581,19 @@ class ModelLoader:
         elif copy.load is None or copy.is_loaded:
             for waiting in [*copy.waiting.copy().values()]:
                 lease = waiting()
-                present = None if lease is None else self.router.registry._directory.find_id(lease.endpoint.id.value)
+                present = None if lease is None else self._store.directory.find_id(lease.endpoint.id.value)
                 if lease is not None and present is not None and present.generation == lease.generation:
                     lease.endpoint, lease.handle = present.endpoint, present.handle
             self._tell(copy, None)
 
     def _tell(self, copy: Copy, error: RoutingError | None) -> None:
         notice = Completion(copy.loaded, error)
-        self.router.registry._store.ledger.tell(notice, notice)
+        self._store.ledger.tell(notice, notice)
         copy.waiting = {}
 
     def _fail(self, record: Record, error: BaseException) -> None:
         """Give a model the status ``error``, and tell those who wait for it, or for an adapter on it."""
-        store = self.router.registry._store
-        present = store.directory.find_id(record.id)
+        present = self._store.directory.find_id(record.id)
         if present is None or present.generation != record.generation:
             return
         note = Note(reason_of(error), self._retry_after)
@@ -599,7 +603,7 @@ class ModelLoader:
             generation = self.router.registry.generation
             self._failed = {id: each for id, each in self._failed.items() if generation(id) == each[0]}
             self._failed[record.id] = record.generation, time.monotonic()
-            store.set_status(record.id, ERROR, note)
+            self._store.set_status(record.id, ERROR, note)
         for copy in (*self._queue.values(), *self._copies.values()):
             adapter = copy.record.adapter
             is_meant = copy.id == record.id or (adapter is not None and adapter.base_model == record.id)
@@ -609,7 +613,7 @@ class ModelLoader:
                 self._tell(copy, failure)
 
     def _gone(self, copy: Copy) -> RoutingError:
-        if self.router.registry._directory.find_id(copy.id) is None:
+        if self._store.directory.find_id(copy.id) is None:
             return ModelNotFoundError(copy.id)
         return ModelNotReadyError(copy.id, LOADING, "it was replaced before it was loaded")
 
@@ -617,7 +621,7 @@ class ModelLoader:
 
     def _record(self, copy: Copy) -> Record | None:
         """Return the record of a copy; ``None`` if its publication is no longer in the registry."""
-        record = self.router.registry._directory.find_id(copy.id)
+        record = self._store.directory.find_id(copy.id)
         if record is None or record.generation != copy.generation:
             return None
         copy.record = record
@@ -625,7 +629,7 @@ class ModelLoader:
 
     def _base(self, record: Record) -> Record | None:
         """Return the base of an adapter's record; ``None`` for any other."""
-        return None if record.adapter is None else self.router.registry._directory.find_id(record.adapter.base_model)
+        return None if record.adapter is None else self._store.directory.find_id(record.adapter.base_model)
 
     def _has_lost_its_base(self, copy: Copy) -> bool:
         """Return whether a copy is an adapter's whose base was published anew since it got its room."""
@@ -634,7 +638,7 @@ class ModelLoader:
 
     def _is_loading_elsewhere(self, id: str) -> bool:
         """Return whether a block of :meth:`AdapterRegistry.loading` is loading that id."""
-        load = self.router.registry._store.loads.get(id)
+        load = self._store.loads.get(id)
         return load is not None and load() is not None
 
     def _cost_of(self, record: Record) -> float | None:
@@ -659,7 +663,7 @@ class ModelLoader:
     # What makes a plan due. Needs no lock
 
     def _watch(self) -> None:
-        ledger = self.router.registry._store.ledger
+        ledger = self._store.ledger
         ledger.watchers = (*ledger.watchers, self._see_change)
 
     def _see_change(self, generation: int | None) -> None:
@@ -669,17 +673,17 @@ class ModelLoader:
 
     def _see_release(self, copy: Copy) -> None:
         """Note that somebody else can have the room of a copy, or that nobody waits for it any more."""
-        if (self._queue or copy.load is None) and not self.router.registry._store.ledger.in_flight(copy.generation):
+        if (self._queue or copy.load is None) and not self._store.ledger.in_flight(copy.generation):
             self._see_done()
 
     def _see_done(self, _: Future[Any] | None = None) -> None:
         """Note that a future of the user's is done, and plan at once."""
         self._wake()
-        self.router.registry._store.ledger.settle()
+        self._store.ledger.settle()
 
     def _wake(self) -> None:
         """Make a plan due, unless one is that has not begun."""
-        ledger, due = self.router.registry._store.ledger, self._due
+        ledger, due = self._store.ledger, self._due
         if due is None or due.has_begun or due not in ledger.due:
             due = Due(self._advance)
             ledger.tell(due, due)
