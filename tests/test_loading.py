@@ -1205,6 +1205,39 @@ def test_an_adapter_is_loaded_anew_onto_a_base_that_was_published_anew() -> None
     new.release()
 
 
+def test_in_a_callback_too_an_adapter_runs_on_the_present_base() -> None:
+    models, engine = adapters_on(READY, CODE), Engine(at_once=True)
+    models.register(ModelEndpoint("other", "weights", status=LOADING))
+    loader = loader_of(models, engine)
+    with loader.lease("bonsai:code") as lease:
+        old = lease.handle
+    leases: list[LoadingLease] = []
+
+    def callback(_: "Future[None]") -> None:
+        models.register(ModelEndpoint("bonsai", "qwen"))
+        leases.append(loader.lease("bonsai:code"))
+
+    engine.at_once = False
+    with loader.lease("other") as lease:
+        lease.loaded.add_done_callback(callback)
+        engine.finish("load other")
+    engine.finish("unload bonsai:code", "load bonsai:code")
+    assert leases[0].loaded.result(timeout=0) is None
+    assert leases[0].handle is not old
+    leases[0].release()
+
+
+def test_a_pinned_base_that_is_called_loading_is_loaded_for_who_waits_for_an_adapter() -> None:
+    models, engine = adapters_on(READY, CODE), Engine()
+    loader = loader_of(models, engine)
+    with loader.lease("bonsai:code") as lease:
+        models.set_status("bonsai", LOADING)
+        engine.finish("load bonsai:code")
+        assert not lease.loaded.done()
+        engine.finish("load bonsai")
+        assert lease.loaded.result(timeout=0) is None
+
+
 @pytest.mark.parametrize("change", ["other weights", "removed"])
 def test_an_adapter_that_waits_for_a_base_which_goes_is_told(change: str) -> None:
     models, engine = adapters_on(LOADING, CODE), Engine()
@@ -1427,7 +1460,6 @@ def test_what_the_users_functions_raise_comes_out_of_lease() -> None:
 def test_what_is_not_known_of_a_base_is_asked_while_an_adapter_waits() -> None:
     models, engine = adapters_on(LOADING, CODE), Engine(capacity=2)
     models.register(ModelEndpoint("other", "weights", status=LOADING))
-    refused: list[str] = []
 
     def cost(endpoint: ModelEndpoint) -> float:
         if endpoint.description:
@@ -1442,7 +1474,23 @@ def test_what_is_not_known_of_a_base_is_asked_while_an_adapter_waits() -> None:
         assert isinstance(error, ModelNotReadyError)
         assert error.reason == "no such file"
         busy.release()
-    assert not refused
+
+
+def test_a_model_that_goes_while_the_user_is_asked_is_just_gone() -> None:
+    models, engine = adapters_on(LOADING, CODE), Engine(capacity=2)
+    models.register(ModelEndpoint("other", "weights", status=LOADING))
+
+    def cost(endpoint: ModelEndpoint) -> float:
+        if endpoint.description:
+            models.unregister(endpoint.id)
+            raise ValueError(endpoint.description)
+        return 1
+
+    loader = loader_of(models, engine, cost=cost)
+    load_all(loader, engine, "other")
+    with loader.lease("other"), loader.lease("bonsai:code") as lease:
+        models.register(ModelEndpoint("bonsai", "qwen", description="no such file", status=LOADING))
+        assert isinstance(failure(lease), ModelNotFoundError)
 
 
 def test_a_loader_says_what_it_has() -> None:

