@@ -67,7 +67,7 @@ class ModelLoader:
     *capacity* bounds the costs of all models that are loaded, being loaded or not yet unloaded, taken together.
     *cost(endpoint)* is a number of 0 or more in the same unit, for example bytes; ``None`` stands for a cost of 1 each.
     *manages(endpoint)* returns whether the loader may load a model; ``None`` stands for all.
-    The loader asks both once for each endpoint and remembers the answers.
+    The loader asks both when an endpoint is first requested, and remembers the answers while its declaration stays.
     A load that failed is tried again by the first request after *retry_after* seconds.
 
     Safe to share between threads, and for use in asyncio: no method waits.
@@ -571,7 +571,7 @@ class ModelLoader:
             base = self._base(record)
             if record.endpoint.status is not LOADING:
                 self._tell(copy, record.not_ready())
-            elif copy.is_loaded and base is not None and self._can_load(base):
+            elif copy.is_loaded and base is not None and not base.is_ready and self._can_load(base):
                 # The server has called a pinned base loading while an adapter was loaded onto it.
                 self._want(base)
             elif self._closing is not None and copy.load is None:
@@ -697,8 +697,7 @@ class LoadingLease(Lease):
     It may be shared with other leases and cannot be cancelled, so waiting again after a timeout is fine.
     It holds nothing: whatever becomes of waiting, :meth:`release` ends the use.
 
-    A released lease no longer waits: if no other lease waits for the model, it is not loaded for nobody, unless that
-    has begun.
+    A released lease no longer waits. A model that nobody waits for is not loaded, unless the load has begun.
     """
 
     __slots__ = ("__weakref__", "_base", "_copy", "loaded")
