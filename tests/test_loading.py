@@ -479,14 +479,14 @@ def test_costs_add_up_to_the_capacity_and_an_exact_fit_fits() -> None:
 
 
 def test_a_cost_over_the_capacity_fails_that_model_alone() -> None:
-    models, engine = models_loading("a", "b"), Engine(capacity=10, costs={"a": 10, "b": 11})
+    models, engine = models_loading("a", "b"), Engine(capacity=10 * 2**30, costs={"a": 10 * 2**30, "b": 11 * 2**30})
     loader = loader_of(models, engine)
     load_all(loader, engine, "a")
     with loader.lease("b") as lease:
         error = failure(lease)
         assert isinstance(error, ModelNotReadyError)
         assert error.status == ERROR
-        assert error.reason == "its cost of 11 is more than the capacity of 10"
+        assert error.reason == "its cost of 11811160064 is more than the capacity of 10737418240"
         assert isinstance(error.__cause__, ValueError)
     assert ids(loader.loaded()) == ["a"]
     assert engine.calls == ["load a"]
@@ -505,9 +505,10 @@ def test_an_unload_that_fails_is_logged_and_its_room_is_free(caplog: pytest.LogC
     assert "no such device" in caplog.text
 
 
-def test_an_infinite_capacity_holds_everything() -> None:
+@pytest.mark.parametrize("capacity", [math.inf, 10**400])
+def test_an_enormous_capacity_holds_everything(capacity: float) -> None:
     models, engine = models_loading("a", "b"), Engine()
-    loader = loader_of(models, engine, capacity=math.inf)
+    loader = loader_of(models, engine, capacity=capacity)
     load_all(loader, engine, "a", "b")
     assert ids(loader.loaded()) == ["a", "b"]
 

@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from math import fsum, isnan
+from math import fsum
 from typing import Any
 from weakref import ref
 
@@ -126,7 +126,8 @@ class ModelLoader:
                 raise TypeError(f"{argument} must be callable, not {function!r}")
         if not isinstance(capacity, (int, float)) or isinstance(capacity, bool):
             raise TypeError(f"capacity must be a number, not {capacity!r}")
-        if isnan(capacity) or capacity <= 0:
+        # False for NaN too.
+        if not capacity > 0:
             raise ValueError(f"capacity must be more than 0, not {capacity!r}")
         check_seconds("retry_after", retry_after)
         self.router: ModelRouter = router
@@ -435,7 +436,8 @@ class ModelLoader:
             kept += [] if base is None else [base]
             least = needed if base is None else [*needed, base]
             if not self._fit(least):
-                reason = f"its cost of {_cost(least):g} is more than the capacity of {self._capacity:g}"
+                cost = sum(each.cost for each in least)
+                reason = f"its cost of {cost} is more than the capacity of {self._capacity}"
                 self._fail(records[copy.id], ValueError(reason))
                 self._queue.pop(copy.generation, None)
             elif not wanted and self._fit([*self._copies.values(), *needed]):
