@@ -620,6 +620,21 @@ def test_nobody_waits_behind_a_model_whose_leases_are_all_released() -> None:
         third.release()
 
 
+def test_nobody_waits_behind_a_model_that_was_leased_while_it_was_pinned() -> None:
+    models, engine = models_loading("a", "c"), Engine(capacity=2, costs={"b": 2})
+    models.register(ModelEndpoint("b", "weights"))
+    loader = loader_of(models, engine)
+    pinned, busy = loader.lease("b"), loader.lease("a")
+    engine.finish("load a")
+    models.set_status("b", LOADING)
+    waiting, behind = loader.lease("b"), loader.lease("c")
+    waiting.release()
+    pinned.release()
+    assert [*engine.running] == ["load c"]
+    for lease in (busy, behind):
+        lease.release()
+
+
 def test_what_comes_later_does_not_overtake_though_it_would_fit() -> None:
     models, engine = models_loading("a", "b", "c"), Engine(capacity=10, costs={"a": 5, "b": 6, "c": 5})
     loader = loader_of(models, engine)
@@ -1158,7 +1173,10 @@ def test_an_adapter_that_never_fits_beside_its_base_fails() -> None:
         with loader.lease("bonsai:code") as lease:
             error = failure(lease)
             assert isinstance(error, ModelNotReadyError)
-            assert error.reason == "its cost of 7 is more than the capacity of 6"
+            assert error.reason == "its cost of 2 and its base's of 5 are more than the capacity of 6"
+        with pytest.raises(ModelNotReadyError) as caught:
+            loader.lease("bonsai:code")
+        assert (caught.value.status, caught.value.reason) == (ERROR, error.reason)
         models.set_status("bonsai:code", LOADING)
         if not engine.calls:
             load_all(loader, engine, "bonsai")
@@ -1237,6 +1255,18 @@ def test_a_pinned_base_that_is_called_loading_is_loaded_for_who_waits_for_an_ada
         assert not lease.loaded.done()
         engine.finish("load bonsai")
         assert lease.loaded.result(timeout=0) is None
+
+
+def test_a_pinned_base_that_is_called_loading_gets_its_room_together_with_the_adapter() -> None:
+    models, engine = adapters_on(READY, CODE), Engine(capacity=3, costs={"bonsai": 2})
+    models.register(ModelEndpoint("other", "weights", status=LOADING))
+    loader = loader_of(models, engine)
+    load_all(loader, engine, "bonsai:code", "other")
+    models.set_status("bonsai", LOADING)
+    with loader.lease("bonsai:code") as lease:
+        engine.finish("unload bonsai:code", "unload other", "load bonsai", "load bonsai:code")
+        assert lease.loaded.result(timeout=0) is None
+    assert not engine.faults
 
 
 @pytest.mark.parametrize("change", ["other weights", "removed"])
@@ -1499,6 +1529,8 @@ def test_a_loader_says_what_it_has() -> None:
     loader = loader_of(models, engine)
     with loader.lease("a"), loader.lease("b"):
         assert repr(loader) == "<ModelLoader copies=1 waiting=1 capacity=1>"
+    with loader.lease("a") as lease:
+        assert repr(lease) == f"<LoadingLease of 'a' generation={lease.generation} held>"
     for copied in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="a ModelLoader cannot be copied or pickled"):
             copied(loader)

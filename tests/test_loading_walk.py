@@ -71,7 +71,7 @@ class Rules:
 
     def release(self, lease: int) -> None:
         for copy in self.copies:
-            if lease in copy.leases and self.told.get(lease) != "failed":
+            if lease in copy.leases:
                 copy.used = next(self.clock)
         for leases in self.leases.values():
             leases.discard(lease)
@@ -195,6 +195,9 @@ def test_plain_models_are_loaded_by_the_rules(seed: int) -> None:
                     rules.replace(copy.id)
         rules.settle()
         assert {*engine.running} == rules.running(), step
+        # A plan too many changes nothing.
+        models.add_alias("alias", f"target {step}")
+        assert {*engine.running} == rules.running(), step
         assert {number: outcome(lease) for number, lease in taken.items() if outcome(lease) and number in held} == {
             number: answer for number, answer in rules.told.items() if number in held
         }
@@ -278,6 +281,11 @@ def test_with_adapters_nothing_is_torn_down_and_everybody_is_told(seed: int) -> 
                         models.set_status(id, chance.choice([LOADING, ERROR, EndpointStatus.DISABLED]))
                     case 2 if ":" not in id and id in models:
                         models.register(ModelEndpoint(id, "weights", status=LOADING))
+        before = [*engine.calls], repr(loader)
+        models.set_default(None)
+        models.add_alias("alias", f"target {len(taken)} {len(held)} {len(engine.calls)}")
+        models.remove_alias("alias")
+        assert (engine.calls, repr(loader)) == before
         assert not engine.faults
         assert not [weights for weights in weights_in_use(held) if weights.is_freed]
         # An adapter runs on its base.

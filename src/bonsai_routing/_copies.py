@@ -21,7 +21,7 @@ class Hold(Lease):
     __slots__ = ()
 
     def __del__(self) -> None:
-        # Nobody has forgotten it: the loader and its registry are gone.
+        # No warning: the loader and its registry are being collected.
         pass
 
 
@@ -38,20 +38,17 @@ class Copy:
         "load",
         "loaded",
         "record",
-        "see_release",
         "unload",
         "used_at",
         "waiting",
     )
 
-    def __init__(self, record: Record, cost: float, see_release: "Callable[[Copy], None]") -> None:
+    def __init__(self, record: Record, cost: float) -> None:
         self.id: str = record.id
         self.generation: int = record.generation
         # The latest record of the publication.
         self.record: Record = record
         self.cost: float = cost
-        # Called when a lease of the copy has ended.
-        self.see_release: Callable[[Copy], None] = see_release
         # The calls of the user's functions, from the moment when each may begin.
         self.load: Call | None = None
         self.unload: Call | None = None
@@ -70,17 +67,17 @@ class Copy:
 class Call:
     """The notice that a function of the user's may be called, and the future that it has returned."""
 
-    __slots__ = ("arguments", "called", "function", "is_watched", "running", "see_done")
+    __slots__ = ("arguments", "called", "function", "is_watched", "on_done", "running")
 
     def __init__(
         self,
         function: Callable[..., Future[Any]],
         arguments: tuple[object, ...],
-        see_done: "Callable[[Future[Any]], None]",
+        on_done: "Callable[[Future[Any]], None]",
     ) -> None:
         self.function: Callable[..., Future[Any]] = function
         self.arguments: tuple[object, ...] = arguments
-        self.see_done: Callable[[Future[Any]], None] = see_done
+        self.on_done: Callable[[Future[Any]], None] = on_done
         self.called: bool = False
         self.running: Future[Any] | None = None
         # Whether the end of the future makes a plan due.
@@ -102,7 +99,7 @@ class Call:
             if self.running is None:  # pragma: no cover -- coverage does not see tests/test_loading_stress.py here
                 # An exception came between the call and keeping its future.
                 self.running = _failed(InterruptedError("the call was interrupted"))
-            self.running.add_done_callback(self.see_done)
+            self.running.add_done_callback(self.on_done)
             self.is_watched = True
 
     def is_told(self) -> bool:

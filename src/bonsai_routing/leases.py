@@ -79,7 +79,7 @@ class Lease:
 
     def __repr__(self) -> str:
         state = "released" if self._held is None else "held"
-        return f"<Lease of '{self.endpoint.id}' generation={self.generation} {state}>"
+        return f"<{type(self).__name__} of '{self.endpoint.id}' generation={self.generation} {state}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Lease cannot be copied or pickled: it is counted once")

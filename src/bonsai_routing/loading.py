@@ -4,15 +4,15 @@ Theory of operation
 -------------------
 
 A *copy* is the weights of one publication, from the moment when somebody wants them until they are unloaded.
-It waits in ``_queue``, and takes its room from then on, in ``_copies``: it loads, is loaded, and unloads.
+It waits in ``_queue`` until there is room. Then it moves to ``_copies``, where it loads, is loaded, and unloads.
 Evicting a copy publishes its endpoint anew, as ``loading``.
 The old publication drains, its copy is unloaded when the last lease has ended, and its room is free after that.
-So a copy is leaving when its publication is no longer in the registry, whoever has replaced or removed it.
+A copy leaves when its publication is no longer in the registry. Eviction, reload and removal are the same case.
 
 ``_plan`` looks at everything and does all that has become possible.
-It keeps nothing that it could not find out again, so a plan that an exception cuts short is made up for by the next.
-A plan is due after each write to the registry, when a draining publication is idle, when a waiting lease is released,
-and when a future of ``load`` or ``unload`` is done.
+It stores no progress of its own, so the next plan completes one that an exception has cut short.
+A plan is due after each write to the registry, when a draining publication is idle, when the last lease of a copy ends
+while others wait or before its load has begun, and when a future of ``load`` or ``unload`` is done.
 Plans, calls of users' functions and the completion of futures are notices of the registry's ledger: they are told
 without the lock, in the thread that finishes a verb or a release.
 """
@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from math import fsum
+from math import fsum, inf
 from typing import Any
 from weakref import ref
 
@@ -52,17 +52,18 @@ _logger = logging.getLogger("bonsai_routing")
 class ModelLoader:
     """Loads models when they are requested, within a capacity, and evicts the least recently used ones.
 
-    The loader manages the models of *router*'s registry that are ``loading`` and that it has loaded itself.
+    The loader manages the models of *router*'s registry that are ``loading``, and those that it has loaded.
     It leaves a model alone that was registered as ``ready``, which *pins* it, or that *manages* declines.
     The registry shows a model that is not loaded as ``loading``.
 
     *load(endpoint, adapter)* loads a model and returns a future of the engine's object, which becomes the ``handle`` of
-    the publication; *adapter* is ``None`` for a model that is no adapter.
+    the publication; *adapter* is ``None`` for a base model.
     *unload(publication)* frees what *load* has loaded for that publication, and returns a future that is done when it
     is freed. Its result does not matter; if it fails, that is logged and the room counts as free.
     Both must return a ``concurrent.futures.Future``, as ``submit`` of an executor and
-    ``asyncio.run_coroutine_threadsafe`` do, and return at once: they are called in the thread that happened to make
-    them possible, without any lock. The loader starts no threads and has no timers.
+    ``asyncio.run_coroutine_threadsafe`` do, and return at once: they are called without any lock, in the thread that
+    leases, releases, changes the registry, or completes one of these futures.
+    The loader starts no threads and has no timers.
 
     *capacity* bounds the costs of all models that are loaded, being loaded or not yet unloaded, taken together.
     *cost(endpoint)* is a number of 0 or more in the same unit, for example bytes; ``None`` stands for a cost of 1 each.
@@ -155,11 +156,11 @@ class ModelLoader:
     def lease(
         self, requested_model: ModelId | str | None = None, required_context: int | None = None
     ) -> "LoadingLease":
-        """Do what :meth:`ModelRouter.lease` does, and have the model loaded if it is not. Never waits.
+        """Do what :meth:`ModelRouter.lease` does, and load the model if necessary. Never waits.
 
         The lease counts at once, also while its model is not loaded: wait for its ``loaded`` before using its handle.
         If no model was requested and the tokens do not fit into the default's context, a ready model that they fit into
-        goes before one that would have to be loaded.
+        is preferred to one that would have to be loaded.
         Raises what :meth:`ModelRouter.lease` raises. :class:`ModelNotReadyError` then means that the loader does not
         manage the model, or that loading it failed less than *retry_after* seconds ago.
         Raises what *cost* and *manages* raise, and ``TypeError`` or ``ValueError`` when the cost is not a finite number
@@ -179,8 +180,8 @@ class ModelLoader:
     def unload_idle(self, seconds: float) -> int:
         """Evict each loaded model that nobody has used for that many seconds; return how many that are.
 
-        A model was last used when it was leased, or when such a lease ended. A base is in use while an adapter on it
-        is. Call this from time to time to have a keep-alive; 0 evicts everything that is idle.
+        A model was last used when a lease of it began or ended. A base is in use while an adapter on it is.
+        Call this from time to time to have a keep-alive; 0 evicts everything that is idle.
         """
         check_seconds("seconds", seconds)
         return self._store.run(self._unload_idle, seconds)
@@ -243,17 +244,17 @@ class ModelLoader:
         record = self._find(name, required_context)
         copy, base, ledger = self._copies.get(record.generation), None, self._store.ledger
         if not record.is_ready or record.adapter is not None:
-            if copy is not None and copy.is_loaded and self._has_lost_its_base(copy):
+            if copy is not None and copy.is_loaded and self._needs_another_base(copy):
                 self._store.renew(record)
                 record = self._find(name, required_context)
             record, copy, base = self._prepare(record)
         if copy is None or (record.is_ready and copy.is_loaded):
-            lease = LoadingLease(record, requested, ledger, copy, base, _LOADED)
+            lease = LoadingLease(record, requested, ledger, base, _LOADED, self._on_release)
         else:
             if copy.loaded.done():
                 self._wake()
                 copy.loaded = new_future()
-            lease = LoadingLease(record, requested, ledger, copy, base, copy.loaded)
+            lease = LoadingLease(record, requested, ledger, base, copy.loaded, self._on_release)
             copy.waiting[id(lease)] = ref(lease)
         if copy is not None:
             copy.used_at = time.monotonic()
@@ -268,8 +269,8 @@ class ModelLoader:
                     self._store.set_status(each.id, LOADING)
             record = self._store.directory.tables.records[record.id]
             base = self._base(record)
-        if base is not None and _status(record) is READY and not (base.is_ready and record.generation in self._copies):
-            # A pinned adapter, or one that has lost nothing but its base: what must be loaded, and stay, is the base.
+        if base is not None and _status(record) is READY and record.generation not in self._copies:
+            # A pinned adapter: what must be loaded, and stay, is its base.
             copy = self._copies.get(base.generation) if base.is_ready else self._want(base)
             return record, copy, None if copy is None else Lease(base, None, self._store.ledger)
         return record, self._copies.get(record.generation) if record.is_ready else self._want(record), None
@@ -281,6 +282,9 @@ class ModelLoader:
         except ModelNotReadyError:
             record = self._store.directory.tables.names[name]
             if not self._can_load(record):
+                if record.own is not None and record.own.status is ERROR:
+                    # More to the point than the status of the base.
+                    raise ModelNotReadyError(record.id, ERROR, *(record.own.note or (None, None))) from None
                 raise
             available = record.endpoint.max_context_length
             if required_context is None or required_context <= available:
@@ -309,7 +313,7 @@ class ModelLoader:
             return False
         status = _status(record)
         if status is READY:
-            # The model is an adapter that waits for nothing but its base.
+            # The model is an adapter that is ready as soon as its base is.
             return True
         if status is ERROR:
             generation, since = self._failed.get(record.id, (None, 0.0))
@@ -327,7 +331,7 @@ class ModelLoader:
             assert cost is not None
             # The plan begins when the lock is free, so nothing is lost if an exception comes in between.
             self._wake()
-            copy = self._queue[record.generation] = Copy(record, cost, self._see_release)
+            copy = self._queue[record.generation] = Copy(record, cost)
         return copy
 
     # Planning
@@ -335,7 +339,7 @@ class ModelLoader:
     def _plan(self) -> None:
         """Do everything that has become possible. Raise :class:`_Unknown` if the user's functions must be asked."""
         for copy in [*self._copies.values()]:
-            self._see_to(copy)
+            self._step(copy)
         for copy in [*self._queue.values()]:
             record = self._record(copy)
             if record is None or not self._is_awaited(copy, record):
@@ -344,7 +348,7 @@ class ModelLoader:
         self._start()
         if self._closing is not None and not self._copies:
             ledger = self._store.ledger
-            ledger.watchers = tuple(each for each in ledger.watchers if each != self._see_change)
+            ledger.watchers = tuple(each for each in ledger.watchers if each != self._on_change)
             notice = Completion(self._closing, None)
             ledger.tell(notice, notice)
 
@@ -357,7 +361,7 @@ class ModelLoader:
             return False
         return True
 
-    def _see_to(self, copy: Copy) -> None:
+    def _step(self, copy: Copy) -> None:
         """Take a copy that has its room as far as it can go: load it, publish it, unload it, free its room."""
         if copy.load is None:
             self._begin(copy)
@@ -383,7 +387,7 @@ class ModelLoader:
         ):
             was = copy.record
             publication = Publication(was.endpoint, was.adapter, was.generation, copy.handle)
-            copy.unload = Call(self._unload, (publication,), self._see_done)
+            copy.unload = Call(self._unload, (publication,), self._on_done)
         for call in (copy.load, copy.unload):
             if call is not None and not call.is_told():
                 self._store.ledger.tell(call, call)
@@ -404,7 +408,7 @@ class ModelLoader:
             self._queue = {copy.generation: copy, **self._queue}
         elif base is None or base.is_ready:
             self._failed.pop(copy.id, None)
-            copy.load = Call(self._load, (record.endpoint, record.adapter), self._see_done)
+            copy.load = Call(self._load, (record.endpoint, record.adapter), self._on_done)
 
     def _end_load(self, copy: Copy, load: Call) -> None:
         """Keep what was loaded, or say why it was not."""
@@ -427,6 +431,9 @@ class ModelLoader:
         present = {copy.id for copy in self._copies.values()}
         wanted: list[Copy] = []
         kept: list[Copy] = []
+        victims: list[tuple[bool, float, Copy]] = []
+        adapters_on: dict[int, list[Copy]] = {}
+        staying: dict[bool, list[Copy]] = {}
         for copy in [*self._queue.values()]:
             needed = self._needed(copy, present)
             if needed is None:
@@ -436,8 +443,9 @@ class ModelLoader:
             kept += [] if base is None else [base]
             least = needed if base is None else [*needed, base]
             if not self._fit(least):
-                cost = sum(each.cost for each in least)
-                reason = f"its cost of {cost} is more than the capacity of {self._capacity}"
+                also = "".join(f" and its base's of {each.cost}" for each in least if each is not copy)
+                verb = "are" if also else "is"
+                reason = f"its cost of {copy.cost}{also} {verb} more than the capacity of {self._capacity}"
                 self._fail(records[copy.id], ValueError(reason))
                 self._queue.pop(copy.generation, None)
             elif not wanted and self._fit([*self._copies.values(), *needed]):
@@ -447,13 +455,20 @@ class ModelLoader:
             else:
                 # All who come later wait behind this one, and keep the bases that it and those before it need.
                 is_first, wanted = not wanted, wanted + needed
-                adapters_on = self._adapters_on()
-                for in_use, _, victim in self._by_last_use(adapters_on):
-                    if self._fit(self._staying(adapters_on, in_use) + wanted) or (in_use and not is_first):
+                if is_first:
+                    adapters_on = self._adapters_on()
+                    victims = self._by_last_use(adapters_on)
+                    staying = {in_use: self._staying(adapters_on, in_use) for in_use in (False, True)}
+                for use in [*victims]:
+                    in_use, _, victim = use
+                    if self._fit(staying[in_use] + wanted) or (in_use and not is_first):
                         break
-                    if victim not in kept:
-                        self._evict(victim, adapters_on)
-                if not self._fit(self._staying(adapters_on, True) + wanted):
+                    if victim not in kept and self._evict(victim, adapters_on):
+                        victims.remove(use)
+                        staying[True].remove(victim)
+                        if not in_use:
+                            staying[False].remove(victim)
+                if not self._fit(staying[True] + wanted):
                     break
 
     def _fit(self, copies: list[Copy]) -> bool:
@@ -479,7 +494,7 @@ class ModelLoader:
         return in_flight(copy.generation) > len(adapters) or any(in_flight(each.generation) for each in adapters)
 
     def _needed(self, copy: Copy, present: set[str]) -> list[Copy] | None:
-        """Return what must be loaded for a copy that waits; ``None`` if it waits for something else than room.
+        """Return what must be loaded for a copy that waits; ``None`` if it waits for something other than room.
 
         *present* are the ids that have a copy in memory.
         """
@@ -493,7 +508,7 @@ class ModelLoader:
         if cost is None or base.id in present:
             return None
         # The adapter first, because it is what waits for the base.
-        return [copy, self._queue.get(base.generation) or Copy(base, cost, self._see_release)]
+        return [copy, self._queue.get(base.generation) or Copy(base, cost)]
 
     def _give_room(self, copy: Copy) -> None:
         base = self._base(copy.record)
@@ -502,7 +517,7 @@ class ModelLoader:
             copy.base = Hold(base, None, self._store.ledger)
         self._copies[copy.generation] = copy
         self._queue.pop(copy.generation, None)
-        self._see_to(copy)
+        self._step(copy)
 
     def _by_last_use(self, adapters_on: dict[int, list[Copy]]) -> list[tuple[bool, float, Copy]]:
         """Return the loaded copies, each with whether it is in use and when it last was: idle ones first, oldest first.
@@ -636,6 +651,12 @@ class ModelLoader:
         base = self._base(copy.record)
         return copy.base is not None and (base is None or base.generation != copy.base.generation)
 
+    def _needs_another_base(self, copy: Copy) -> bool:
+        """Return whether a loaded copy is an adapter's that cannot be used before its base is loaded anew."""
+        base = self._base(copy.record)
+        is_missing = base is not None and not base.is_ready and base.generation not in self._copies
+        return is_missing or self._has_lost_its_base(copy)
+
     def _is_loading_elsewhere(self, id: str) -> bool:
         """Return whether a block of :meth:`AdapterRegistry.loading` is loading that id."""
         load = self._store.loads.get(id)
@@ -664,19 +685,23 @@ class ModelLoader:
 
     def _watch(self) -> None:
         ledger = self._store.ledger
-        ledger.watchers = (*ledger.watchers, self._see_change)
+        ledger.watchers = (*ledger.watchers, self._on_change)
 
-    def _see_change(self, generation: int | None) -> None:
+    def _on_change(self, generation: int | None) -> None:
         """Note that the registry was written to, or that a generation which drained is idle."""
         if self._queue or (self._copies if generation is None else generation in self._copies):
             self._wake()
 
-    def _see_release(self, copy: Copy) -> None:
-        """Note that somebody else can have the room of a copy, or that nobody waits for it any more."""
-        if (self._queue or copy.load is None) and not self._store.ledger.in_flight(copy.generation):
-            self._see_done()
+    def _on_release(self, generation: int, lease: int) -> None:
+        """Note that a lease of a generation has ended. It may have waited, or be the last one."""
+        copy = self._copies.get(generation) or self._queue.get(generation)
+        if copy is not None:
+            copy.used_at = time.monotonic()
+            copy.waiting.pop(lease, None)
+            if (self._queue or copy.load is None) and not self._store.ledger.in_flight(generation):
+                self._on_done()
 
-    def _see_done(self, _: Future[Any] | None = None) -> None:
+    def _on_done(self, _: Future[Any] | None = None) -> None:
         """Note that a future of the user's is done, and plan at once."""
         self._wake()
         self._store.ledger.settle()
@@ -702,35 +727,35 @@ class LoadingLease(Lease):
     A released lease no longer waits. A model that nobody waits for is not loaded, unless the load has begun.
     """
 
-    __slots__ = ("__weakref__", "_base", "_copy", "loaded")
+    __slots__ = ("__weakref__", "_base", "_on_release", "loaded")
 
     def __init__(
         self,
         record: Record,
         requested: ModelId | str | None,
         ledger: Ledger,
-        copy: Copy | None,
         base: Lease | None,
         loaded: Future[None],
+        on_release: Callable[[int, int], None],
     ) -> None:
-        self._copy = copy
         # The lease of the base that a pinned adapter is on.
         self._base = base
         self.loaded: Future[None] = loaded
+        # Takes the generation of which a lease has ended, and the id() of this lease.
+        self._on_release = on_release
         Lease.__init__(self, record, requested, ledger)
 
     def release(self) -> None:
         """End the use of the model, and any waiting for it. Releasing again does nothing. Never waits."""
-        is_held, copy = self._held is not None, self._copy
+        is_held = self._held is not None
         try:
             Lease.release(self)
         finally:
-            if self._base is not None:
-                self._base.release()
-            if copy is not None and is_held:
-                copy.used_at = time.monotonic()
-                copy.waiting.pop(id(self), None)
-                copy.see_release(copy)
+            if is_held:
+                self._on_release(self.generation, id(self))
+                if self._base is not None:
+                    self._base.release()
+                    self._on_release(self._base.generation, id(self))
 
 
 class _Unknown(Exception):
@@ -746,8 +771,11 @@ def _status(record: Record) -> EndpointStatus:
 
 
 def _cost(copies: list[Copy]) -> float:
-    # Whatever the order, the sum is the same.
-    return fsum(copy.cost for copy in copies)
+    # The sum is the same in any order.
+    try:
+        return fsum(copy.cost for copy in copies)
+    except OverflowError:
+        return inf
 
 
 # The future of every lease whose model is loaded.
