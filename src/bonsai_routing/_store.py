@@ -253,7 +253,7 @@ class Store:
         thread = get_ident()
         self.ledger.keep_leases_of(thread)
         self.loads = {}
-        if self.ledger.owner != thread:
+        if self.ledger.owner != thread or not self.ledger.is_at_work():
             self.ledger.renew_lock()
             if self.unfinished is not None:
                 self._finish_cut_short()
