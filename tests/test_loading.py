@@ -505,6 +505,14 @@ def test_an_unload_that_fails_is_logged_and_its_room_is_free(caplog: pytest.LogC
     assert "no such device" in caplog.text
 
 
+def test_costs_that_no_float_can_add_up_are_more_than_any_other_capacity() -> None:
+    models, engine = models_loading("a", "b"), Engine(costs={"a": 1e308, "b": 1e308})
+    loader = loader_of(models, engine, capacity=1.5e308)
+    load_all(loader, engine, "a")
+    with loader.lease("b"):
+        assert [*engine.running] == ["unload a"]
+
+
 @pytest.mark.parametrize("capacity", [math.inf, 10**400])
 def test_an_enormous_capacity_holds_everything(capacity: float) -> None:
     models, engine = models_loading("a", "b"), Engine()
