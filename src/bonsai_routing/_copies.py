@@ -2,17 +2,15 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import CancelledError, Future
 from typing import Any
 from weakref import ref
 
-from bonsai_routing._ledger import OnIdle, complete, new_future
+from bonsai_routing._ledger import OnIdle, new_future
 from bonsai_routing._record import Record
-from bonsai_routing.errors import RoutingError
 from bonsai_routing.leases import Lease
 
-__all__ = ["Call", "Completion", "Copy", "Due", "Hold"]
+__all__ = ["Call", "Copy", "Due", "Hold"]
 
 
 class Hold(Lease):
@@ -120,27 +118,6 @@ class Call:
         """Return the result of a call that is done and has not failed."""
         assert self.running is not None
         return self.running.result()
-
-
-class Completion:
-    """The notice that a future is done."""
-
-    __slots__ = ("error", "future")
-
-    def __init__(self, future: "Future[None]", error: RoutingError | None) -> None:
-        self.future: Future[None] = future
-        self.error: RoutingError | None = error
-
-    def tell(self, on_idle: OnIdle | None) -> None:
-        if self.error is None:
-            complete(self.future, None)
-        else:
-            # Another notice may have completed it.
-            with suppress(InvalidStateError):
-                self.future.set_exception(self.error)
-
-    def is_told(self) -> bool:
-        return self.future.done()
 
 
 class Due:

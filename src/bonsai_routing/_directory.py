@@ -104,6 +104,11 @@ class Directory:
         record = self.find(id)
         return None if record is None or record.id != id else record
 
+    def find_publication(self, id: str, generation: int) -> Record | None:
+        """Return the record of an id if it still is that publication; otherwise ``None``."""
+        record = self.find_id(id)
+        return None if record is None or record.generation != generation else record
+
     def find_all(self, *names: object) -> list[Record | None]:
         """Return the record of each name, all as of the same moment."""
         return self._read(lambda tables: [self.find(name) for name in names])[0]

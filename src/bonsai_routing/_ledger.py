@@ -33,11 +33,11 @@ from typing import Any, Protocol, TypeVar
 
 from bonsai_routing._record import Record
 from bonsai_routing.endpoint import ModelEndpoint
-from bonsai_routing.errors import ModelNotFoundError
+from bonsai_routing.errors import RoutingError
 from bonsai_routing.lora import LoraAdapter
 
 __all__ = [
-    "Answer",
+    "Completion",
     "Departure",
     "DrainingEndpoint",
     "IdleFuture",
@@ -144,24 +144,23 @@ class Departure:
         return self.called and (self.future is None or self.future.done())
 
 
-class Answer:
-    """The notice that a name for which somebody waits is ready, or why it will not be."""
+class Completion:
+    """The notice that a future is done, with a result or with an error."""
 
-    __slots__ = ("future", "name", "record")
+    __slots__ = ("error", "future", "result")
 
-    def __init__(self, future: "Future[ModelEndpoint]", name: str, record: Record | None) -> None:
-        self.future: Future[ModelEndpoint] = future
-        self.name: str = name
-        self.record: Record | None = record
+    def __init__(self, future: "Future[Any]", result: object, error: RoutingError | None = None) -> None:
+        self.future: Future[Any] = future
+        self.result: object = result
+        self.error: RoutingError | None = error
 
     def tell(self, on_idle: OnIdle | None) -> None:
-        record = self.record
-        if record is not None and record.is_ready:
-            complete(self.future, record.endpoint)
+        if self.error is None:
+            complete(self.future, self.result)
         else:
-            # An exception may have cut an earlier attempt short.
+            # Another notice, or an attempt that was cut short, may have completed it.
             with suppress(InvalidStateError):
-                self.future.set_exception(ModelNotFoundError(self.name) if record is None else record.not_ready())
+                self.future.set_exception(self.error)
 
     def is_told(self) -> bool:
         return self.future.done()
@@ -199,8 +198,8 @@ class Ledger:
         self.watchers: tuple[Callable[[int | None], None], ...] = ()
         # What to look at: generations of which a lease is about to end or has ended, and the keys of all notices.
         self.ending: set[object] = set()
-        # The notices that are to be told, each until it has been: departures by generation, answers by future, and all
-        # others by themselves.
+        # The notices that are to be told, each until it has been: departures by generation, answers to when_ready() by
+        # future, and all others by themselves.
         self.due: dict[object, Notice] = {}
         # The thread that tells a notice.
         self.claims: dict[object, int] = {}
@@ -260,12 +259,16 @@ class Ledger:
         # In this order: once the generation drains, no lease is added.
         if departure is not None and not self.held.get(generation):  # type: ignore[call-overload]
             self.tell(generation, departure)
-            for watch in self.watchers:
-                watch(departure.record.generation)
+            self.notify(departure.record.generation)
             self.drains.pop(generation, None)  # type: ignore[call-overload]
             self.held.pop(generation, None)  # type: ignore[call-overload]
         elif generation not in self.due:
             self.ending.discard(generation)
+
+    def notify(self, generation: int | None) -> None:
+        """Let the watchers know of a generation that is idle now or, with ``None``, of a write."""
+        for watch in self.watchers:
+            watch(generation)
 
     def tell(self, key: object, notice: Notice) -> None:
         """Have a notice told by the next call of ``settle``."""

@@ -108,6 +108,10 @@ class Record:
         reason, retry_after = self.note or (None, None)
         return ModelNotReadyError(self.id, self.endpoint.status, reason, retry_after)
 
+    def own_status(self) -> Own:
+        """Return the status of the endpoint itself, whatever its base's is."""
+        return self.own or Own(self.endpoint.status, self.note)
+
     def with_status(self, status: EndpointStatus, note: Note | None, handle: object) -> "Record":
         """Return this publication with another status. For an endpoint that follows no base."""
         endpoint = _with(self.endpoint, status, self.endpoint.max_context_length)

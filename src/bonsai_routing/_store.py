@@ -10,7 +10,7 @@ from typing import TypeVar, TypeVarTuple
 from weakref import WeakSet, ref
 
 from bonsai_routing._directory import Aliases, Directory, Records
-from bonsai_routing._ledger import Answer, Departure, IdleFuture, Ledger, OnIdle, complete, new_future
+from bonsai_routing._ledger import Completion, Departure, IdleFuture, Ledger, OnIdle, complete, new_future
 from bonsai_routing._record import Note, Own, Record
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import ModelNotFoundError
@@ -137,7 +137,7 @@ class Store:
         """
         self.generation = generation = self.generation + 1
         new = Record(old.endpoint, old.declared, old.registered_at, generation, old.rank, None, None, old.adapter)
-        own = old.own or Own(old.endpoint.status, old.note)
+        own = old.own_status()
         if own.status is EndpointStatus.READY:
             own = Own(EndpointStatus.LOADING, None)
         if old.adapter is None:
@@ -183,8 +183,13 @@ class Store:
 
     def end_load(self, id: str) -> None:
         """Note that nothing loads the adapter of an id any more."""
-        self._notify()
+        self.ledger.notify(None)
         self.loads.pop(id, None)
+
+    def is_loading(self, id: str) -> bool:
+        """Return whether a block of :meth:`AdapterRegistry.loading` is loading that id."""
+        load = self.loads.get(id)
+        return load is not None and load() is not None
 
     def set_alias(self, alias: str | None, target: str | None) -> bool:
         """Map an alias, or the default, to an id, or remove it; return whether there was one before."""
@@ -215,7 +220,7 @@ class Store:
             # One for all who wait for the name, so that those who gave up leave nothing behind.
             return self.waiting.setdefault(name, new_future())
         # No other code has this future yet, so it has no callbacks that could run here.
-        answer = Answer(new_future(), name, record)
+        answer = _answer(new_future(), name, record)
         answer.tell(None)
         return answer.future
 
@@ -314,12 +319,9 @@ class Store:
         publish(*arguments)
         if self.waiting:
             self._answer()
-        self._notify()
+        if self.ledger.watchers:
+            self.ledger.notify(None)
         self.unfinished = None
-
-    def _notify(self) -> None:
-        for watch in self.ledger.watchers:
-            watch(None)
 
     def _finish_cut_short(self) -> None:
         """Carry out a write that an exception or a fork has cut short.
@@ -337,8 +339,15 @@ class Store:
         for name, future in self.waiting.copy().items():
             record = self.directory.find(name)
             if record is None or record.endpoint.status is not EndpointStatus.LOADING:
-                self.ledger.tell(future, Answer(future, name, record))
+                self.ledger.tell(future, _answer(future, name, record))
                 self.waiting.pop(name, None)
+
+
+def _answer(future: "Future[ModelEndpoint]", name: str, record: Record | None) -> Completion:
+    """Return the notice that a name for which somebody waits is ready, or why it will not be."""
+    if record is None:
+        return Completion(future, None, ModelNotFoundError(name))
+    return Completion(future, record.endpoint) if record.is_ready else Completion(future, None, record.not_ready())
 
 
 def _build(

@@ -254,11 +254,10 @@ class AdapterLoad:
         store, adapter = self._store, self._adapter
         id = adapter.id.value
         declared = _endpoint(store, adapter, self._check_base)
-        load = store.loads.get(id)
-        if load is not None and load() is not None:
+        if store.is_loading(id):
             raise AdapterLoadedError(id)
         present = store.directory.find_id(id)
-        if present is not None and (present.own or present.endpoint).status is EndpointStatus.READY:
+        if present is not None and present.own_status().status is EndpointStatus.READY:
             self._serving = True
             self.endpoint = replace(declared, status=EndpointStatus.LOADING)
         else:

@@ -25,10 +25,10 @@ from math import fsum, inf
 from typing import Any
 from weakref import ref
 
-from bonsai_routing._checks import check_name, check_seconds, check_tokens, is_finite
-from bonsai_routing._copies import Call, Completion, Copy, Due, Hold
+from bonsai_routing._checks import check_seconds, check_tokens, is_finite
+from bonsai_routing._copies import Call, Copy, Due, Hold
 from bonsai_routing._directory import LARGEST
-from bonsai_routing._ledger import Ledger, Publication, new_future
+from bonsai_routing._ledger import Completion, Ledger, Publication, new_future
 from bonsai_routing._record import Note, Record, reason_of
 from bonsai_routing._routing import find_record
 from bonsai_routing._store import Store
@@ -168,12 +168,9 @@ class ModelLoader:
         """
         if required_context is not None:
             check_tokens("required_context", required_context)
-        name = requested_model
-        if name is not None and not isinstance(name, str):
-            name = check_name("requested_model", name)
         while True:
             try:
-                return self._store.run(self._lease, name, requested_model, required_context)
+                return self._store.run(self._lease, requested_model, required_context)
             except _Unknown as unknown:
                 self._ask(unknown.record)
 
@@ -240,21 +237,21 @@ class ModelLoader:
 
     # Leasing
 
-    def _lease(self, name: str | None, requested: ModelId | str | None, required_context: int | None) -> "LoadingLease":
-        record = self._find(name, required_context)
+    def _lease(self, requested_model: ModelId | str | None, required_context: int | None) -> "LoadingLease":
+        record = self._find(requested_model, required_context)
         copy, base, ledger = self._copies.get(record.generation), None, self._store.ledger
         if not record.is_ready or record.adapter is not None:
             if copy is not None and copy.is_loaded and self._needs_another_base(copy):
                 self._store.renew(record)
-                record = self._find(name, required_context)
+                record = self._find(requested_model, required_context)
             record, copy, base = self._prepare(record)
         if copy is None or (record.is_ready and copy.is_loaded):
-            lease = LoadingLease(record, requested, ledger, base, _LOADED, self._on_release)
+            lease = LoadingLease(record, requested_model, ledger, base, _LOADED, self._on_release)
         else:
             if copy.loaded.done():
                 self._wake()
                 copy.loaded = new_future()
-            lease = LoadingLease(record, requested, ledger, base, copy.loaded, self._on_release)
+            lease = LoadingLease(record, requested_model, ledger, base, copy.loaded, self._on_release)
             copy.waiting[id(lease)] = ref(lease)
         if copy is not None:
             copy.used_at = time.monotonic()
@@ -265,17 +262,17 @@ class ModelLoader:
         base = self._base(record)
         if not record.is_ready:
             for each in (base, record):
-                if each is not None and _status(each) is ERROR:
+                if each is not None and each.own_status().status is ERROR:
                     self._store.set_status(each.id, LOADING)
             record = self._store.directory.tables.records[record.id]
             base = self._base(record)
-        if base is not None and _status(record) is READY and record.generation not in self._copies:
+        if base is not None and record.own_status().status is READY and record.generation not in self._copies:
             # A pinned adapter: what must be loaded, and stay, is its base.
             copy = self._copies.get(base.generation) if base.is_ready else self._want(base)
             return record, copy, None if copy is None else Lease(base, None, self._store.ledger)
         return record, self._copies.get(record.generation) if record.is_ready else self._want(record), None
 
-    def _find(self, name: str | None, required_context: int | None) -> Record:
+    def _find(self, name: ModelId | str | None, required_context: int | None) -> Record:
         """Return the record that answers, loaded or not, or raise the error that explains why there is none."""
         try:
             return find_record(self._store.directory, name, required_context)
@@ -293,7 +290,7 @@ class ModelLoader:
         except ContextTooLongError as error:
             return self._find_fallback(name, error)
 
-    def _find_fallback(self, name: str | None, too_long: ContextTooLongError) -> Record:
+    def _find_fallback(self, name: ModelId | str | None, too_long: ContextTooLongError) -> Record:
         """Return the record that answers if nothing was requested and the tokens do not fit into the default."""
         directory, required = self._store.directory, too_long.required
         if name is None:
@@ -311,7 +308,7 @@ class ModelLoader:
         base = self._base(record)
         if self._closing is not None or not (base is None or base.is_ready or self._can_load(base)):
             return False
-        status = _status(record)
+        status = record.own_status().status
         if status is READY:
             # The model is an adapter that is ready as soon as its base is.
             return True
@@ -372,7 +369,7 @@ class ModelLoader:
             if self._has_lost_its_base(copy):
                 self._store.renew(record)
                 record = None
-            elif _status(record) is LOADING:
+            elif record.own_status().status is LOADING:
                 self._store.set_status(copy.id, READY, None, copy.handle)
                 record = self._record(copy)
         self._answer(copy, record)
@@ -415,10 +412,9 @@ class ModelLoader:
         record, error = self._record(copy), load.error()
         if error is None:
             copy.handle = load.result()
-            if record is not None and _status(record) is not LOADING:
+            if record is not None and record.own_status().status is not LOADING:
                 # The server has set a status meanwhile, which stays.
-                note = record.note if record.own is None else record.own.note
-                self._store.set_status(copy.id, _status(record), note, copy.handle)
+                self._store.set_status(copy.id, *record.own_status(), copy.handle)
             copy.is_loaded = True
         else:
             if record is not None:
@@ -427,7 +423,6 @@ class ModelLoader:
 
     def _start(self) -> None:
         """Give those who wait their room, first come first served, and evict what is in their way."""
-        records = self._store.directory.tables.records
         present = {copy.id for copy in self._copies.values()}
         wanted: list[Copy] = []
         kept: list[Copy] = []
@@ -438,15 +433,15 @@ class ModelLoader:
             needed = self._needed(copy, present)
             if needed is None:
                 continue
-            adapter = copy.record.adapter
-            base = None if adapter is None else self._copies.get(records[adapter.base_model].generation)
+            needs = self._base(copy.record)
+            base = None if needs is None else self._copies.get(needs.generation)
             kept += [] if base is None else [base]
             least = needed if base is None else [*needed, base]
             if not self._fit(least):
                 also = "".join(f" and its base's of {each.cost}" for each in least if each is not copy)
                 verb = "are" if also else "is"
                 reason = f"its cost of {copy.cost}{also} {verb} more than the capacity of {self._capacity}"
-                self._fail(records[copy.id], ValueError(reason))
+                self._fail(copy.record, ValueError(reason))
                 self._queue.pop(copy.generation, None)
             elif not wanted and self._fit([*self._copies.values(), *needed]):
                 for each in needed:
@@ -499,9 +494,9 @@ class ModelLoader:
         *present* are the ids that have a copy in memory.
         """
         # Somebody else is loading it, or an older copy has to leave first.
-        if self._is_loading_elsewhere(copy.id) or copy.id in present:
+        if self._store.is_loading(copy.id) or copy.id in present:
             return None
-        base = self._base(self._store.directory.tables.records[copy.id])
+        base = self._base(copy.record)
         if base is None or base.is_ready or base.generation in self._copies:
             return [copy]
         cost = self._cost_of(base)
@@ -550,7 +545,7 @@ class ModelLoader:
         adapters = adapters_on.get(copy.generation, [])
         if (
             record is None
-            or self._is_loading_elsewhere(copy.id)
+            or self._store.is_loading(copy.id)
             or any(self._record(each) is not None for each in adapters)
         ):
             return False
@@ -594,27 +589,29 @@ class ModelLoader:
             elif self._closing is not None and copy.load is None:
                 self._tell(copy, ModelNotReadyError(record.id, LOADING, "the loader is closed"))
         elif copy.load is None or copy.is_loaded:
-            for waiting in [*copy.waiting.copy().values()]:
+            for waiting in copy.waiting.copy().values():
                 lease = waiting()
-                present = None if lease is None else self._store.directory.find_id(lease.endpoint.id.value)
-                if lease is not None and present is not None and present.generation == lease.generation:
-                    lease.endpoint, lease.handle = present.endpoint, present.handle
+                if lease is not None:
+                    present = self._store.directory.find_publication(lease.endpoint.id.value, lease.generation)
+                    if present is not None:
+                        lease.endpoint, lease.handle = present.endpoint, present.handle
             self._tell(copy, None)
 
     def _tell(self, copy: Copy, error: RoutingError | None) -> None:
-        notice = Completion(copy.loaded, error)
+        notice = Completion(copy.loaded, None, error)
         self._store.ledger.tell(notice, notice)
         copy.waiting = {}
 
     def _fail(self, record: Record, error: BaseException) -> None:
         """Give a model the status ``error``, and tell those who wait for it, or for an adapter on it."""
-        present = self._store.directory.find_id(record.id)
-        if present is None or present.generation != record.generation:
+        present = self._store.directory.find_publication(record.id, record.generation)
+        if present is None:
             return
+        status = present.own_status().status
         note = Note(reason_of(error), self._retry_after)
         # A status that the server has set meanwhile stays.
-        was_set_here = _status(present) is ERROR and self._failed.get(record.id, (None,))[0] == record.generation
-        if _status(present) is LOADING or was_set_here:
+        was_set_here = status is ERROR and self._failed.get(record.id, (None,))[0] == record.generation
+        if status is LOADING or was_set_here:
             generation = self.router.registry.generation
             self._failed = {id: each for id, each in self._failed.items() if generation(id) == each[0]}
             self._failed[record.id] = record.generation, time.monotonic()
@@ -636,10 +633,9 @@ class ModelLoader:
 
     def _record(self, copy: Copy) -> Record | None:
         """Return the record of a copy; ``None`` if its publication is no longer in the registry."""
-        record = self._store.directory.find_id(copy.id)
-        if record is None or record.generation != copy.generation:
-            return None
-        copy.record = record
+        record = self._store.directory.find_publication(copy.id, copy.generation)
+        if record is not None:
+            copy.record = record
         return record
 
     def _base(self, record: Record) -> Record | None:
@@ -656,11 +652,6 @@ class ModelLoader:
         base = self._base(copy.record)
         is_missing = base is not None and not base.is_ready and base.generation not in self._copies
         return is_missing or self._has_lost_its_base(copy)
-
-    def _is_loading_elsewhere(self, id: str) -> bool:
-        """Return whether a block of :meth:`AdapterRegistry.loading` is loading that id."""
-        load = self._store.loads.get(id)
-        return load is not None and load() is not None
 
     def _cost_of(self, record: Record) -> float | None:
         """Return the cost of a model; ``None`` if the loader does not manage it."""
@@ -763,11 +754,6 @@ class _Unknown(Exception):
 
     def __init__(self, record: Record) -> None:
         self.record = record
-
-
-def _status(record: Record) -> EndpointStatus:
-    """Return the status that an endpoint has by itself, whatever its base's."""
-    return (record.own or record.endpoint).status
 
 
 def _cost(copies: list[Copy]) -> float:
