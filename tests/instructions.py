@@ -172,6 +172,17 @@ def _exits(code: CodeType) -> frozenset[int]:
 
 
 @contextmanager
+def short_turns() -> Iterator[None]:
+    """Let threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@contextmanager
 def interrupted_now_and_then(seed: int) -> Iterator[None]:
     """Give other threads a turn at random instructions that the package executes in this thread.
 

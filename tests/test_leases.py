@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
-from instructions import ROUNDS, interrupted_now_and_then, stopped_at_each_instruction
+from instructions import ROUNDS, interrupted_now_and_then, short_turns, stopped_at_each_instruction
 
 from bonsai_routing import (
     ContextTooLongError,
@@ -807,9 +807,6 @@ def test_nothing_is_lost_when_leases_and_swaps_race(seed: int) -> None:
             future.add_done_callback(told)
             futures.append((future, number))
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-
     def interrupted(task: Callable[[], None], place: int) -> None:
         with interrupted_now_and_then(seed=place):
             task()
@@ -819,14 +816,14 @@ def test_nothing_is_lost_when_leases_and_swaps_race(seed: int) -> None:
         for place in range(4)
     ]
     writers = [threading.Thread(target=interrupted, args=(partial(swap, writer), writer)) for writer in range(2)]
-    for thread in threads + writers:
-        thread.start()
-    for thread in writers:
-        thread.join()
-    done.set()
-    for thread in threads:
-        thread.join()
-    sys.setswitchinterval(before)
+    with short_turns():
+        for thread in threads + writers:
+            thread.start()
+        for thread in writers:
+            thread.join()
+        done.set()
+        for thread in threads:
+            thread.join()
 
     assert early == []
     assert all(future.done() for future, _ in futures)

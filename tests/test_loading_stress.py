@@ -5,17 +5,16 @@ import gc
 import logging
 import random
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from engine_helpers import Engine, Weights, loader_of, models_loading
-from instructions import ROUNDS, CutShort, cut_short_at
+from instructions import ROUNDS, CutShort, cut_short_at, short_turns
 
 from bonsai_routing import (
     AdapterRegistry,
@@ -66,16 +65,6 @@ class SlowEngine(Engine):
         return future
 
 
-@contextmanager
-def switching_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
 def test_threads_never_run_on_weights_that_are_freed() -> None:
     models, engine = models_with_adapters(), SlowEngine(capacity=3, seed=1)
     loader = loader_of(models, engine, retry_after=0)
@@ -113,7 +102,7 @@ def test_threads_never_run_on_weights_that_are_freed() -> None:
             time.sleep(0.0005)
         models.replace_with(models_with_adapters())
 
-    with switching_often(), ThreadPoolExecutor(5) as threads:
+    with short_turns(), ThreadPoolExecutor(5) as threads:
         running = [threads.submit(requests, seed) for seed in range(4)] + [threads.submit(reloads, 4)]
         for each in running:
             each.result(timeout=120)

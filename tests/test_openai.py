@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from instructions import ROUNDS, stopped_at_each_instruction
+from instructions import ROUNDS, short_turns, stopped_at_each_instruction
 
 import bonsai_routing.openai
 from bonsai_routing import (
@@ -370,10 +370,8 @@ def test_something_else_than_a_routing_error_is_refused(error: Any) -> None:
 
 @pytest.fixture
 def _frequent_switches() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
+    with short_turns():
+        yield
 
 
 def side(letter: str) -> ModelRegistry:

@@ -7,17 +7,16 @@ import math
 import pickle
 import queue
 import random
-import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 
 import pytest
-from instructions import CutShort, cut_short_at, stopped_at_each_instruction
+from instructions import CutShort, cut_short_at, short_turns, stopped_at_each_instruction
 from lora_helpers import BASE, CODE, NEWER, generation, stack_of
 
 from bonsai_routing import (
@@ -379,16 +378,6 @@ def test_a_worker_that_frees_keeps_that_out_of_the_requests() -> None:
     worker.join(timeout=30)
     assert {handle for handle, _ in freed} == {"weights of a", "weights of bonsai", "weights of bonsai:code"}
     assert {thread for _, thread in freed} == {worker}
-
-
-@contextmanager
-def short_turns() -> Iterator[None]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
 
 
 def test_each_is_told_once_when_many_threads_lease_and_replace() -> None:

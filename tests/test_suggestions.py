@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from instructions import ROUNDS, stopped_at_each_instruction
+from instructions import ROUNDS, short_turns, stopped_at_each_instruction
 
 from bonsai_routing import ModelEndpoint, ModelId, ModelRegistry, ModelRouter
 from bonsai_routing.suggestions import suggestions
@@ -203,10 +203,8 @@ def test_a_suggestion_resolved_before_the_write_or_resolves_after_it(other: tupl
 
 @pytest.fixture
 def _frequent_switches() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
+    with short_turns():
+        yield
 
 
 @pytest.mark.usefixtures("_frequent_switches")

@@ -2,7 +2,6 @@
 
 import copy
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from functools import partial
 from itertools import count
 
 import pytest
-from instructions import ROUNDS, interrupted_now_and_then
+from instructions import ROUNDS, interrupted_now_and_then, short_turns
 from read_write_helpers import halfway
 
 from bonsai_routing import (
@@ -27,10 +26,8 @@ from bonsai_routing import (
 @pytest.fixture(autouse=True)
 def frequent_switches() -> Iterator[None]:
     """Let threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
+    with short_turns():
+        yield
 
 
 def run_together(*tasks: Callable[[], None]) -> None:
