@@ -69,6 +69,12 @@ def write_file(folder: Path, content: str | bytes, name: str = "models.toml") ->
     return path
 
 
+METADATA: list[dict[str, object]] = [
+    {},
+    {},
+    {"": {}, "url": "http://one.internal:8000"},
+    {"a": [], "b": [[None, True, -0.5, 2**63 - 1], {"\ud800": "x" * 300}]},
+]
 WORDS = ["", "a", "b", "8b", "a:", "it's", 'say "so"', "line\nbreak", "模型", "\ud800", "x" * 300, "a.b", "#", "chat"]
 
 
@@ -87,6 +93,7 @@ def random_config(chance: random.Random) -> RoutingConfig:
             adapter=chance.choice([None, None, word()]),
             max_context_length=chance.choice([0, 1, 4096, 10**9]),
             status=chance.choice(list(EndpointStatus)),
+            metadata=chance.choice(METADATA),
         )
     adapters: dict[str, LoraAdapter] = {}
     for base in [each for each in endpoints.values() if each.adapter is None]:
@@ -99,6 +106,7 @@ def random_config(chance: random.Random) -> RoutingConfig:
             description=chance.choice(["", word()]),
             max_context_length=chance.choice([None, 0, base.max_context_length]),
             trained_on=chance.choice([None, base.base_model]),
+            metadata=chance.choice(METADATA),
         )
         if str(made.id) not in endpoints:
             adapters[str(made.id)] = made

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from config_helpers import BASE, CODE, PEFT, TEXT, adapter, endpoint, mapping, problems, problems_with, write_file
 
-from bonsai_routing import EndpointStatus, LoraAdapter, RegistryChange
+from bonsai_routing import EndpointStatus, LoraAdapter, ModelEndpoint, RegistryChange
 from bonsai_routing.config import RoutingConfig
 
 # PEFT directories
@@ -116,6 +116,9 @@ def test_an_adapter_from_a_peft_directory_is_written_without_it() -> None:
         ({"max_context_length": -1}, ".max_context_length must be 0 tokens or more, not -1"),
         ({"status": "redy"}, ".status must be one of 'ready', 'loading', 'error', 'disabled', not 'redy'"),
         ({"status": {}}, ".status must be one of 'ready', 'loading', 'error', 'disabled', not {}"),
+        ({"metadata": None}, ".metadata must be a mapping, not None"),
+        ({"metadata": {"a": {5: 6}}}, ".metadata.a must have text for keys, not 5"),
+        ({"metadata": {"a.b": [math.nan]}}, '.metadata."a.b"[0] must be a finite number, not nan'),
     ],
 )
 def test_a_wrong_value_of_an_endpoint_is_named(fields: dict[str, object], problem: str) -> None:
@@ -138,6 +141,8 @@ def test_a_wrong_value_of_an_endpoint_is_named(fields: dict[str, object], proble
         ({"description": 5}, ".description must be a str, not 5"),
         ({"max_context_length": True}, ".max_context_length must be an int, not True"),
         ({"trained_on": 5}, ".trained_on must be a str or None, not 5"),
+        ({"metadata": ["a"]}, ".metadata must be a mapping, not ['a']"),
+        ({"metadata": {"a": 1j}}, ".metadata.a must be a str, int, float, bool, None, list, tuple or mapping, not 1j"),
     ],
 )
 def test_a_wrong_value_of_an_adapter_is_named(fields: dict[str, object], problem: str) -> None:
@@ -276,6 +281,7 @@ LONG = "x" * 10**6
         {"endpoints": [endpoint(id="base"), endpoint(**{LONG: LONG})]},
         {"adapters": [adapter(name="code"), adapter(name=LONG), adapter(name=LONG)]},
         {"adapters": [adapter(name="code"), adapter(base_model=LONG)]},
+        {"adapters": [adapter(name="code", metadata={LONG: [{LONG: {1}}]})]},
         {"adapters": [adapter(name="code"), adapter(trained_on=LONG)]},
         {"adapters": [adapter(name="code"), {"base_model": "base", "peft": LONG}]},
         {"adapters": [adapter(name="code"), {"base_model": "base", "peft": "\0" + LONG}]},
@@ -290,6 +296,53 @@ def test_no_problem_of_a_configuration_in_python_is_a_huge_line() -> None:
     found = problems(lambda: RoutingConfig(aliases=((LONG, LONG),), default=LONG[1:], unchecked=(LONG,)))
     assert len(found) == 3
     assert all(len(problem) <= 503 for problem in found)
+
+
+def test_metadata_is_a_table_of_the_users_own() -> None:
+    text = TEXT.replace("[[adapters]]", '[endpoints.metadata]\nurl = "http://one"\ntags = ["a", {b = 1}]\n[[adapters]]')
+    text = text.replace("[aliases]", '[adapters.metadata]\nowner = "search"\n[aliases]')
+    config = RoutingConfig.from_mapping(tomllib.loads(text))
+    assert config.endpoints[0].metadata == {"url": "http://one", "tags": ("a", {"b": 1})}
+    assert config.adapters[0].metadata == {"owner": "search"}
+    assert config.registry().resolve("gpt-4o-mini") == ModelEndpoint(
+        "base:code",
+        "qwen3-8b",
+        adapter="code",
+        max_context_length=8192,
+        metadata={"url": "http://one", "tags": ["a", {"b": 1}], "owner": "search"},
+    )
+    (peft,) = peft_config(peft="code", metadata={"owner": "law"}).adapters
+    assert (peft.rank, peft.metadata) == (8, {"owner": "law"})
+
+
+def test_a_date_in_metadata_is_a_problem_with_its_path(tmp_path: Path) -> None:
+    path = write_file(
+        tmp_path, TEXT.replace("[[adapters]]", "[endpoints.metadata.price]\nsince = 2026-01-02\n[[adapters]]")
+    )
+    (problem,) = problems(lambda: RoutingConfig.read(path))
+    rule = "must be a str, int, float, bool, None, list, tuple or mapping, not datetime.date(2026, 1, 2)"
+    assert problem == f"{path}: endpoints[0].metadata.price.since {rule}"
+
+
+def test_a_key_that_is_given_twice_in_metadata_is_a_problem_with_its_path(tmp_path: Path) -> None:
+    path = write_file(
+        tmp_path,
+        """
+        {
+          "schema": 1,
+          "endpoints": [
+            {"id": "a", "base_model": "w", "metadata": {"url": 1, "url": 2, "tags": ["x", {"b.c": 1, "b.c": 1}]}}
+          ],
+          "adapters": [{"name": "x", "base_model": "a", "source": "s", "metadata": {"a": {"b": 1, "b": 1}}}]
+        }
+        """,
+        "models.json",
+    )
+    assert problems(lambda: RoutingConfig.read(path)) == (
+        f"{path}: endpoints[0].metadata.url is given twice",
+        f'{path}: endpoints[0].metadata.tags[1]."b.c" is given twice',
+        f"{path}: adapters[0].metadata.a.b is given twice",
+    )
 
 
 def test_a_number_too_large_for_a_float_is_a_problem() -> None:

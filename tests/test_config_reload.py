@@ -57,6 +57,39 @@ def test_an_adapter_from_another_source_is_another_adapter() -> None:
     assert adapters.get("base:code") == newer
 
 
+def test_other_metadata_makes_another_endpoint() -> None:
+    config = replace(CONFIG, endpoints=(replace(BASE, metadata={"url": "http://one"}),))
+    models = config.registry()
+    before = models.generation("base")
+    assert changed(models.replace_with(config.registry())) == ()
+    with ModelRouter(models).lease("chat") as lease:
+        newer = replace(config, endpoints=(replace(BASE, metadata={"url": "http://two"}),))
+        assert changed(models.replace_with(newer.registry())) == ("base",)
+        assert lease.endpoint.metadata == {"url": "http://one"}
+        assert [each.generation for each in models.draining()] == [before]
+    assert ModelRouter(models).route("chat").metadata == {"url": "http://two"}
+
+
+def test_an_adapter_with_other_metadata_is_another_adapter() -> None:
+    models = CONFIG.registry()
+    config = replace(CONFIG, adapters=(replace(CODE, metadata={"owner": "search"}),))
+    assert changed(models.replace_with(config.registry())) == ("base:code",)
+    assert ModelRouter(models).route("base:code").metadata == {"owner": "search"}
+
+
+def test_other_metadata_of_a_base_changes_only_the_base() -> None:
+    adapter = replace(CODE, metadata={"owner": "search"})
+    models = replace(CONFIG, adapters=(adapter,)).registry()
+    before = models.generation("base:code")
+    with ModelRouter(models).lease("base:code"):
+        newer = replace(CONFIG, endpoints=(replace(BASE, metadata={"url": "http://two"}),), adapters=(adapter,))
+        assert changed(models.replace_with(newer.registry())) == ("base",)
+        assert models.in_flight("base:code") == 1
+    assert models.generation("base:code") == before
+    assert ModelRouter(models).route("base:code").metadata == {"url": "http://two", "owner": "search"}
+    assert changed(models.replace_with(newer.registry())) == ()
+
+
 def test_a_new_default_changes_the_old_and_the_new_default_endpoint() -> None:
     models = replace(CONFIG, endpoints=(BASE, ModelEndpoint("b", "w"), ModelEndpoint("c", "w"))).registry()
     moved = replace(CONFIG, endpoints=(BASE, ModelEndpoint("b", "w"), ModelEndpoint("c", "w")), default="b")

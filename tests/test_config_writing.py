@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from config_helpers import BASE, CODE, CONFIG, TEXT, random_config, write_file
@@ -55,7 +56,9 @@ def test_a_written_mapping_has_only_plain_types() -> None:
             yield from plain(item)
 
     config = RoutingConfig(
-        (replace(BASE, status=EndpointStatus.ERROR),), (replace(CODE, scaling=0.5),), (("x", "base"),)
+        (replace(BASE, status=EndpointStatus.ERROR, metadata={"tags": ["vision", {"a": EndpointStatus.READY}]}),),
+        (replace(CODE, scaling=0.5, metadata={"price": {"eur": 2}}),),
+        (("x", "base"),),
     )
     assert set(plain(config.to_mapping())) == {dict, list, str, int, float}
 
@@ -64,6 +67,19 @@ def test_each_written_mapping_is_new() -> None:
     CONFIG.to_mapping()["endpoints"].clear()  # type: ignore[attr-defined]
     CONFIG.to_mapping()["aliases"].clear()  # type: ignore[attr-defined]
     assert RoutingConfig.from_mapping(CONFIG.to_mapping()) == CONFIG
+
+
+def test_metadata_is_written_as_dictionaries_and_lists() -> None:
+    config = RoutingConfig(
+        (replace(BASE, metadata={"tags": ("vision",), "price": {"eur": [1, None]}}),),
+        (replace(CODE, metadata={"owner": "search"}),),
+    )
+    written: Any = config.to_mapping()
+    assert written["endpoints"][0]["metadata"] == {"tags": ["vision"], "price": {"eur": [1, None]}}
+    assert written["adapters"][0]["metadata"] == {"owner": "search"}
+    written["endpoints"][0]["metadata"]["price"]["eur"].append(2)
+    assert config.endpoints[0].metadata["price"] == {"eur": (1, None)}
+    assert RoutingConfig.from_mapping(written).endpoints[0].metadata["price"] == {"eur": (1, None, 2)}
 
 
 # A registry

@@ -17,6 +17,7 @@ FULL = ModelEndpoint(
     max_context_length=32768,
     is_default=True,
     status="loading",
+    metadata={"tags": ["code"]},
 )
 
 
@@ -56,7 +57,7 @@ def test_a_new_endpoint_has_the_references_defaults() -> None:
     assert endpoint.status is EndpointStatus.READY
 
 
-def test_the_fields_are_in_the_references_order() -> None:
+def test_the_fields_are_in_the_references_order_and_then_the_metadata() -> None:
     assert [field.name for field in dataclasses.fields(ModelEndpoint)] == [
         "id",
         "display_name",
@@ -66,6 +67,7 @@ def test_the_fields_are_in_the_references_order() -> None:
         "max_context_length",
         "is_default",
         "status",
+        "metadata",
     ]
 
 
@@ -136,9 +138,15 @@ def test_a_wrong_argument_is_named_with_its_value(argument: str, value: object, 
 def test_endpoints_compare_and_hash_by_value() -> None:
     assert dataclasses.replace(FULL) == FULL
     assert hash(FULL) == hash(dataclasses.replace(FULL))
-    for name, value in {"display_name": "x", "adapter": None, "max_context_length": 1, "status": "ready"}.items():
-        changes: dict[str, Any] = {name: value}
-        assert dataclasses.replace(FULL, **changes) != FULL
+    changes: dict[str, Any] = {
+        "display_name": "x",
+        "adapter": None,
+        "max_context_length": 1,
+        "status": "ready",
+        "metadata": {},
+    }
+    for name in changes:
+        assert dataclasses.replace(FULL, **{name: changes[name]}) != FULL
 
 
 def test_a_copy_equals_its_original_and_keeps_its_status_identical() -> None:
@@ -183,12 +191,13 @@ class HousesEndpoint(ModelEndpoint):
 
 
 def test_a_subclass_may_add_a_field() -> None:
-    endpoint = priced(2.5, status="loading")
+    endpoint = priced(2.5, status="loading", metadata={"tags": ["vision"]})
     assert endpoint.id == ModelId("a")
     assert endpoint.display_name == "a"
     assert endpoint.status is EndpointStatus.LOADING
     assert "price=2.5" in repr(endpoint)
-    assert endpoint == priced(2.5, status="loading") != priced(1)
+    assert endpoint == priced(2.5, status="loading", metadata={"tags": ["vision"]}) != priced(1)
+    assert endpoint.metadata == {"tags": ("vision",)}
     changed = [
         endpoint.with_adapter("x"),
         endpoint.with_description("x"),
@@ -198,13 +207,14 @@ def test_a_subclass_may_add_a_field() -> None:
         pickle.loads(pickle.dumps(endpoint)),
     ]
     assert all(type(each) is PricedEndpoint and each.price == 2.5 for each in changed)
+    assert all(each.metadata == endpoint.metadata for each in changed)
     with pytest.raises(TypeError, match="max_context_length must be an int, not None"):
         priced(2.5, max_context_length=None)
 
 
 @pytest.mark.parametrize(
     "endpoint",
-    [priced(2.5), HousesEndpoint("a", "b"), FULL],
+    [priced(2.5, metadata={"a": 1}), HousesEndpoint("a", "b"), FULL],
     ids=lambda each: type(each).__name__,
 )
 def test_a_change_of_status_keeps_everything_else(endpoint: ModelEndpoint) -> None:

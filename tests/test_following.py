@@ -164,6 +164,43 @@ def test_an_adapter_with_a_context_of_its_own_has_the_shorter_one() -> None:
     assert lengths == [16384, 16384, 16383, 0, 16384]
 
 
+def test_an_adapters_endpoint_has_the_metadata_of_its_base_with_its_own_on_top() -> None:
+    models = adapters_on_two_bases().models
+    models.register(replace(BASE, metadata={"url": "http://one", "price": {"eur": 1, "usd": 2}}))
+    adapters = AdapterRegistry(models)
+    loaded = adapters.load(replace(CODE, metadata={"price": {"eur": 3}, "owner": "search"}))
+    assert loaded == adapter_of(models)
+    assert loaded.metadata == {"url": "http://one", "price": {"eur": 3}, "owner": "search"}
+    assert list(loaded.metadata) == ["url", "price", "owner"]
+    assert adapters.load(MATH).metadata == {"url": "http://one", "price": {"eur": 1, "usd": 2}}
+    with adapters.loading(replace(CODE, metadata={"owner": "law"})) as load:
+        assert load.endpoint.metadata == {"url": "http://one", "price": {"eur": 1, "usd": 2}, "owner": "law"}
+        assert adapter_of(models).metadata["owner"] == "search"
+    assert adapter_of(models).metadata["owner"] == "law"
+
+
+@pytest.mark.parametrize("own", [{}, {"owner": "search"}])
+@pytest.mark.parametrize("how", ["register", "swap", "replace_with"])
+def test_an_adapter_follows_the_metadata_of_its_base_and_keeps_its_generation(own: dict[str, str], how: str) -> None:
+    adapters = adapters_on_two_bases()
+    models, adapter = adapters.models, replace(CODE, metadata=own)
+    adapters.load(adapter, handle="weights")
+    known = generation(models, "bonsai:code")
+    newer = replace(BASE, metadata={"url": "http://two"})
+    if how == "replace_with":
+        replaced_by(newer, adapters=(adapter,))(models)
+    else:
+        getattr(models, how)(newer)
+    with ModelRouter(models).lease("bonsai:code") as lease:
+        assert lease.endpoint.metadata == {"url": "http://two", **own}
+        assert (lease.generation, lease.handle, lease.adapter) == (known, "weights", adapter)
+    models.set_status("bonsai:code", "error")
+    models.set_status("bonsai", "loading")
+    assert adapter_of(models).metadata == {"url": "http://two", **own}
+    models.register(BASE)
+    assert adapter_of(models).metadata == own
+
+
 def test_the_largest_context_is_looked_for_among_what_adapters_have_now() -> None:
     adapters = adapters_on_two_bases()
     adapters.load(CODE)
@@ -320,14 +357,15 @@ def test_a_subclass_of_an_endpoint_keeps_its_fields_while_adapters_follow(models
         *OTHER_WEIGHTS[4:],
         lambda models: models.set_status("bonsai", "loading"),
         lambda models: models.register(SHORT),
+        lambda models: models.register(replace(BASE, metadata={"url": "http://two"})),
     ],
 )
 def test_no_reader_sees_a_base_and_its_adapter_apart(models: ModelRegistry, change: Change) -> None:
-    def states() -> list[tuple[str, object, object]]:
-        return [(str(each.id), each.status, each.max_context_length) for each in models]
+    def states() -> list[tuple[object, ...]]:
+        return [(str(each.id), each.status, each.max_context_length, each.metadata) for each in models]
 
     before = states()
-    seen: list[list[tuple[str, object, object]]] = []
+    seen: list[list[tuple[object, ...]]] = []
     with stopped_at_each_instruction(lambda: seen.append(states())):
         change(models)
     after = states()

@@ -1,5 +1,6 @@
 """Checks of arguments that several modules need."""
 
+import json
 import math
 
 from bonsai_routing.model_id import ModelId
@@ -10,6 +11,7 @@ __all__ = [
     "check_tokens",
     "is_finite",
     "is_rank",
+    "key_path",
     "short_repr",
     "shorten",
     "shorten_line",
@@ -58,6 +60,13 @@ def is_finite(value: object) -> bool:
 def is_rank(value: object) -> bool:
     """Return whether *value* is a rank of a LoRA adapter: an ``int`` of 1 or more that a float can hold."""
     return isinstance(value, int) and is_finite(value) and value >= 1
+
+
+def key_path(path: str, key: str) -> str:
+    """Return the path of a key in the table at *path*. The key is quoted if TOML requires quotes."""
+    if not (key.isascii() and key.replace("-", "").replace("_", "").isalnum()):
+        key = json.dumps(key, ensure_ascii=not key.isprintable())
+    return f"{path}.{key}" if path else key
 
 
 def short_repr(value: object) -> str:

@@ -6,7 +6,8 @@ endpoint.
 
 from collections.abc import Collection, Mapping, Sequence
 
-from bonsai_routing._config_reader import key_path, repeated
+from bonsai_routing._checks import key_path
+from bonsai_routing._config_reader import repeated
 from bonsai_routing.adapter_registry import AdapterRegistry
 from bonsai_routing.endpoint import ModelEndpoint
 from bonsai_routing.errors import AdapterLoadedError, ModelNotFoundError

@@ -4,20 +4,38 @@
 """
 
 import difflib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from bonsai_routing._checks import short_repr, shorten
+from bonsai_routing._checks import key_path, short_repr, shorten
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.lora import LoraAdapter
 
-__all__ = ["ConfigReader", "DuplicateKeys", "key_path", "repeated"]
+__all__ = ["ConfigReader", "DuplicateKeys", "repeated"]
 
 KEYS = ("schema", "default", "endpoints", "adapters", "aliases")
-ENDPOINT_KEYS = ("id", "base_model", "display_name", "description", "adapter", "max_context_length", "status")
-ADAPTER_KEYS = ("name", "base_model", "source", "rank", "scaling", "description", "max_context_length", "trained_on")
+ENDPOINT_KEYS = (
+    "id",
+    "base_model",
+    "display_name",
+    "description",
+    "adapter",
+    "max_context_length",
+    "status",
+    "metadata",
+)
+ADAPTER_KEYS = (
+    "name",
+    "base_model",
+    "source",
+    "rank",
+    "scaling",
+    "description",
+    "max_context_length",
+    "trained_on",
+    "metadata",
+)
 
 
 class DuplicateKeys(dict[str, object]):
@@ -97,6 +115,7 @@ class ConfigReader:
         table = self.table(path, value, ENDPOINT_KEYS, required=("id", "base_model"))
         placeholder = {"id": "", "base_model": ""}
         fields = self.valid_fields(path, table, ModelEndpoint, placeholder)
+        self.check_metadata(f"{path}.metadata", fields.get("metadata"))
         if "id" not in fields:
             return None
         endpoint = ModelEndpoint(**{**placeholder, **fields})  # type: ignore[arg-type]
@@ -119,6 +138,7 @@ class ConfigReader:
         if problem is not None:
             self.problems.append(f"{path}.{problem}")
         fields = self.valid_fields(path, table, LoraAdapter, placeholder)
+        self.check_metadata(f"{path}.metadata", fields.get("metadata"))
         if from_peft:
             fields = {**self.peft(path, peft), **fields}
         if not {"name", "base_model"} <= fields.keys():
@@ -158,11 +178,21 @@ class ConfigReader:
             text = _error_text(make, {**placeholder, key: value})
             if text is None:
                 valid[key] = value
-            elif text.startswith(f"{key} "):
+            elif text.startswith((f"{key} ", f"{key}.")):
                 self.problems.append(f"{path}.{text}")
             else:
                 self.add_problem(f"{path}.{key}", f"is refused: {text}")
         return valid
+
+    def check_metadata(self, path: str, value: object) -> None:
+        """Note the keys that are given twice in valid metadata, at any depth."""
+        if isinstance(value, Mapping):
+            self.check_keys(path, value)
+            for key, item in value.items():
+                self.check_metadata(key_path(path, key), item)
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                self.check_metadata(f"{path}[{index}]", item)
 
     def aliases(self, top: Mapping[str, object]) -> list[tuple[str, str | None]]:
         """Return each alias and its target, or ``None`` in place of a target that is not text."""
@@ -187,13 +217,6 @@ class ConfigReader:
             return value
         self.add_problem("default", f"must be a str, not {short_repr(value)}")
         return None
-
-
-def key_path(path: str, key: str) -> str:
-    """Return the path of a key in the table at *path*. The key is quoted if TOML requires quotes."""
-    if not (key.isascii() and key.replace("-", "").replace("_", "").isalnum()):
-        key = json.dumps(key, ensure_ascii=not key.isprintable())
-    return f"{path}.{key}" if path else key
 
 
 def repeated(keys: Iterable[str]) -> list[str]:

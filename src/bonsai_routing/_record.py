@@ -1,9 +1,11 @@
 """What a registry knows about one registration."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bonsai_routing._checks import check_seconds
+from bonsai_routing._metadata import EMPTY, merge
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import ModelNotReadyError
 from bonsai_routing.lora import LoraAdapter
@@ -50,7 +52,8 @@ class Own(NamedTuple):
 class Record:
     """One state of one registration. A record never changes: a write replaces it.
 
-    The endpoint of an adapter *follows its base*: its status and its context length are derived from the base's.
+    The endpoint of an adapter *follows its base*: its status, its context length and its metadata are derived from the
+    base's.
     """
 
     __slots__ = (
@@ -114,7 +117,7 @@ class Record:
 
     def with_status(self, status: EndpointStatus, note: Note | None, handle: object) -> "Record":
         """Return this publication with another status. For an endpoint that follows no base."""
-        endpoint = _with(self.endpoint, status, self.endpoint.max_context_length)
+        endpoint = _with(self.endpoint, status, self.endpoint.max_context_length, self.endpoint.metadata)
         return Record(endpoint, self.declared, self.registered_at, self.generation, self.rank, handle, note)
 
     def on(self, base: "Record", own: Own | None, handle: object) -> "Record":
@@ -124,7 +127,8 @@ class Record:
         assert own is not None
         status, note = own if base.is_ready else (base.endpoint.status, base.note)
         limits = (base.endpoint.max_context_length, adapter.max_context_length)
-        endpoint = _with(self.declared, status, min(limit for limit in limits if limit is not None))
+        limit = min(limit for limit in limits if limit is not None)
+        endpoint = _with(self.declared, status, limit, merge(base.endpoint.metadata, adapter.metadata))
         return Record(
             endpoint, self.declared, self.registered_at, self.generation, self.rank, handle, note, adapter, own
         )
@@ -171,13 +175,16 @@ class Record:
     _put_max_context_length,
     _put_is_default,
     _put_status,
+    _put_metadata,
 ) = (vars(ModelEndpoint)[each.name].__set__ for each in fields(ModelEndpoint))
 
 
-def _with(endpoint: ModelEndpoint, status: EndpointStatus, max_context_length: int) -> ModelEndpoint:
-    """Return *endpoint* with that status and that context length."""
+def _with(
+    endpoint: ModelEndpoint, status: EndpointStatus, max_context_length: int, metadata: Mapping[str, Any]
+) -> ModelEndpoint:
+    """Return *endpoint* with that status, that context length and that metadata, which is frozen already."""
     if type(endpoint) is not ModelEndpoint:
-        return replace(endpoint, status=status, max_context_length=max_context_length)
+        return replace(endpoint, status=status, max_context_length=max_context_length, metadata=metadata)
     changed = object.__new__(ModelEndpoint)
     _put_id(changed, endpoint.id)
     _put_display_name(changed, endpoint.display_name)
@@ -187,6 +194,7 @@ def _with(endpoint: ModelEndpoint, status: EndpointStatus, max_context_length: i
     _put_max_context_length(changed, max_context_length)
     _put_is_default(changed, endpoint.is_default)
     _put_status(changed, status)
+    _put_metadata(changed, metadata)
     return changed
 
 
@@ -194,4 +202,5 @@ def _without_base(record: Record, endpoint: ModelEndpoint) -> ModelEndpoint:
     """Return one of the two endpoints of *record* without what it takes from its base."""
     if record.own is None:
         return endpoint
-    return _with(endpoint, record.declared.status if endpoint is record.declared else record.own.status, 0)
+    status = record.declared.status if endpoint is record.declared else record.own.status
+    return _with(endpoint, status, 0, EMPTY)

@@ -9,6 +9,7 @@ from weakref import ref
 
 from bonsai_routing._checks import check_name, check_tokens, shorten
 from bonsai_routing._ledger import IdleFuture, complete, new_future
+from bonsai_routing._metadata import merge
 from bonsai_routing._record import Note, Own, reason_of
 from bonsai_routing._store import Store
 from bonsai_routing._weights import are_the_same_weights
@@ -32,6 +33,7 @@ class AdapterRegistry:
     The endpoint of an adapter follows the base's, each change in the same step as the base's:
     it is ready only while the base is, and has the base's status until then;
     its context length is the base's, or the adapter's own if that is shorter;
+    its metadata is the base's, with the adapter's own on top;
     it is removed when the base is removed or gets other weights, which means another ``base_model`` or ``adapter``;
     it stays, with its generation, when the base is registered anew with the same weights.
 
@@ -353,6 +355,7 @@ def _endpoint(store: Store, adapter: LoraAdapter, check_base: bool) -> ModelEndp
             description=adapter.description,
             adapter=adapter.name,
             max_context_length=limit,
+            metadata=merge(base.metadata, adapter.metadata),
         )
     raise AdapterBaseError(adapter.name, adapter.base_model, rule)
 

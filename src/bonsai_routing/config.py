@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from bonsai_routing._checks import shorten_line
 from bonsai_routing._config_conflicts import find_conflicts
 from bonsai_routing._config_reader import ADAPTER_KEYS, ENDPOINT_KEYS, KEYS, ConfigReader, DuplicateKeys
+from bonsai_routing._metadata import thaw
 from bonsai_routing._record import Own
 from bonsai_routing.adapter_registry import load_adapter
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
@@ -140,7 +141,8 @@ class RoutingConfig:
     def to_mapping(self) -> dict[str, object]:
         """Return a new mapping from which :meth:`from_mapping` makes an equal configuration.
 
-        The mapping consists of dictionaries, lists, text and numbers. Fields with their default value are left out.
+        The mapping consists of dictionaries, lists, text and numbers, and in metadata also booleans and ``None``.
+        Fields with their default value are left out.
         An adapter that was read from a PEFT directory is written with its own fields, without ``peft``.
         """
         mapping: dict[str, object] = {"schema": 1}
@@ -200,7 +202,7 @@ def _to_mapping(value: object, plain: object, keys: Sequence[str], required: int
     for index, key in enumerate(keys):
         field = getattr(value, key)
         if index < required or field != getattr(plain, key):
-            fields[key] = str(field) if isinstance(field, (ModelId, EndpointStatus)) else field
+            fields[key] = str(field) if isinstance(field, (ModelId, EndpointStatus)) else thaw(field)
     return fields
 
 

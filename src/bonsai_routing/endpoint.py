@@ -1,10 +1,12 @@
 """A served model and whether it is ready."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from bonsai_routing._checks import check_tokens
+from bonsai_routing._metadata import EMPTY, freeze
 from bonsai_routing.model_id import ModelId
 
 __all__ = ["EndpointStatus", "ModelEndpoint"]
@@ -44,6 +46,8 @@ class ModelEndpoint:
     *max_context_length* is in tokens.
     *is_default* asks for the requests that name no model.
     *status* may be given as its text.
+    *metadata* holds JSON values of your own, which the library does not read. It is frozen: its mappings cannot be
+    changed, and its lists become tuples.
 
     A frozen dataclass that inherits from this class may add fields with default values.
     Raises ``TypeError`` or ``ValueError`` for an argument of the wrong type or value.
@@ -61,6 +65,7 @@ class ModelEndpoint:
     max_context_length: int = field(default=4096, kw_only=True)
     is_default: bool = field(default=False, kw_only=True)
     status: EndpointStatus = field(default=EndpointStatus.READY, kw_only=True)
+    metadata: Mapping[str, Any] = field(default=EMPTY, kw_only=True)
 
     def __init__(
         self,
@@ -73,6 +78,7 @@ class ModelEndpoint:
         max_context_length: int = 4096,
         is_default: bool = False,
         status: EndpointStatus | str = EndpointStatus.READY,
+        metadata: Mapping[str, Any] = EMPTY,
     ) -> None:
         # A frozen instance can only be filled through ``object``.
         put = object.__setattr__
@@ -84,6 +90,7 @@ class ModelEndpoint:
         put(self, "max_context_length", max_context_length)
         put(self, "is_default", is_default)
         put(self, "status", status)
+        put(self, "metadata", metadata)
         self.__post_init__()
 
     def __post_init__(self) -> None:
@@ -104,6 +111,7 @@ class ModelEndpoint:
             raise TypeError(f"is_default must be a bool, not {self.is_default!r}")
         check_tokens("max_context_length", self.max_context_length)
         put(self, "status", EndpointStatus(self.status))
+        put(self, "metadata", freeze("metadata", self.metadata))
 
     def __repr__(self) -> str:
         shown = [repr(self.id.value), repr(self.base_model)]

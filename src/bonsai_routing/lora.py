@@ -1,9 +1,12 @@
 """The description of a LoRA adapter."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from bonsai_routing._checks import check_name, check_tokens, is_finite, is_rank
+from bonsai_routing._metadata import EMPTY, freeze
 from bonsai_routing._peft import PeftConfig
 from bonsai_routing.model_id import ModelId
 
@@ -20,6 +23,8 @@ class LoraAdapter:
     *scaling* is the factor of the product of the matrices; ``None`` means unknown.
     *max_context_length*, in tokens, may be less than the base's; ``None`` means the base's.
     *trained_on* names the weights that the adapter was trained on; ``None`` means unknown.
+    *metadata* holds JSON values of your own, frozen as in a :class:`ModelEndpoint`. The adapter's endpoint has the
+    metadata of its base, with these values on top.
 
     Raises ``TypeError`` or ``ValueError`` for an argument of the wrong type or value.
     """
@@ -32,6 +37,7 @@ class LoraAdapter:
     description: str = field(default="", kw_only=True)
     max_context_length: int | None = field(default=None, kw_only=True)
     trained_on: str | None = field(default=None, kw_only=True)
+    metadata: Mapping[str, Any] = field(default=EMPTY, kw_only=True)
 
     def __post_init__(self) -> None:
         for argument in ("name", "base_model", "source", "description"):
@@ -50,6 +56,8 @@ class LoraAdapter:
             raise kind(f"scaling must be a finite number, not {self.scaling!r}")
         if self.max_context_length is not None:
             check_tokens("max_context_length", self.max_context_length)
+        # A frozen instance accepts values only through ``object.__setattr__()``.
+        object.__setattr__(self, "metadata", freeze("metadata", self.metadata))
 
     @property
     def id(self) -> ModelId:
