@@ -2,9 +2,10 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import count, cycle
 from types import FrameType
@@ -219,6 +220,137 @@ def test_a_name_must_be_text(name: Any) -> None:
     router = router_of(A.set_default())
     with pytest.raises(TypeError, match=rf"name must be a str or a ModelId, not {name!r}"):
         model_response(router, name)
+
+
+# What the caller adds
+
+
+def data(router: ModelRouter, **options: Any) -> list[dict[str, Any]]:
+    return models_response(router, **options)["data"]  # type: ignore[return-value]
+
+
+def by_name(router: ModelRouter, key: str, **options: Any) -> dict[str, object]:
+    """Return the value that the card of each id and alias has under a key."""
+    return {card["id"]: card[key] for card in data(router, aliases=True, **options)}
+
+
+def test_models_that_are_not_ready_are_listed_on_request_and_every_card_has_its_status() -> None:
+    router = router_of(A, LOADING, ModelEndpoint("d", "w", status="disabled"), x="c", y="a")
+    assert by_name(router, "status", ready=False) == {
+        "a": "ready",
+        "c": "loading",
+        "d": "disabled",
+        "x": "loading",
+        "y": "ready",
+    }
+    assert [type(card["status"]) for card in data(router, ready=False)] == [str] * 3
+    [without, _, _] = data(router, ready=False)
+    del without["status"]
+    assert [without] == data(router) == data(router, ready=True)
+
+
+def test_the_owner_of_the_models_can_be_set() -> None:
+    router = router_of(A, x="a")
+    assert by_name(router, "owned_by", owned_by="me") == {"a": "me", "x": "me"}
+    assert model_response(router, "x", owned_by="")["owned_by"] == ""
+
+
+def test_a_card_may_be_given_more_keys_which_win() -> None:
+    router = router_of(A, replace(B, metadata={"card": {"owned_by": "search", "tags": ["vision"]}}), x="b", y="a")
+    plain = by_name(router, "max_model_len")
+
+    def more(endpoint: ModelEndpoint) -> Mapping[str, object]:
+        return {"context_length": endpoint.max_context_length, **endpoint.metadata.get("card", {})}
+
+    assert by_name(router, "context_length", card=more) == plain
+    assert by_name(router, "owned_by", card=more, owned_by="me") == {"a": "me", "b": "search", "x": "search", "y": "me"}
+    assert json.loads(json.dumps(data(router, card=more)))[1]["tags"] == ["vision"]
+    listed = {card["id"]: card for card in data(router, aliases=True, card=more)}
+    assert {name: model_response(router, name, card=more) for name in listed} == listed
+    assert set(by_name(router, "status", ready=False, card=lambda _: {"status": "up"}).values()) == {"up"}
+
+
+def test_the_card_of_an_alias_keeps_the_alias_and_the_id_of_its_target_whatever_is_added() -> None:
+    router = router_of(A, x="a")
+
+    def renamed(endpoint: ModelEndpoint) -> dict[str, str]:
+        return {"id": "A", "root": "secret"}
+
+    target, alias = data(router, aliases=True, card=renamed)
+    assert (target["id"], target["root"]) == ("A", "secret")
+    assert (alias["id"], alias["root"]) == ("x", "a")
+    assert model_response(router, "a", card=renamed) == target
+    assert model_response(router, "x", card=renamed) == alias
+
+
+def test_a_model_without_a_card_is_left_out_with_its_aliases() -> None:
+    router = router_of(A, B, LOADING, x="a", y="b", z="c")
+
+    def visible(endpoint: ModelEndpoint) -> dict[str, object] | None:
+        return {} if endpoint.id == "b" else None
+
+    assert list(by_name(router, "id", card=visible, ready=False)) == ["b", "y"]
+    assert model_response(router, "y", card=visible)["root"] == "b"
+    # Nor does the answer tell that the model exists and is not ready.
+    for name in ("a", "x", "c", "z", "nothing"):
+        with pytest.raises(ModelNotFoundError) as caught:
+            model_response(router, name, card=visible)
+        assert caught.value.model == name
+
+
+def test_a_single_model_that_is_not_ready_is_refused_although_it_has_a_card() -> None:
+    with pytest.raises(ModelNotReadyError):
+        model_response(router_of(LOADING), "c", card=lambda _: {})
+
+
+def test_card_is_called_once_for_each_listed_model_and_may_use_the_registry() -> None:
+    router = router_of(A, B, LOADING, x="a", y="a")
+    asked: list[str] = []
+
+    def ask(endpoint: ModelEndpoint) -> dict[str, object]:
+        asked.append(str(endpoint.id))
+        assert router.registry.set_status(endpoint.id, "ready")
+        with router.lease(endpoint.id):
+            return {}
+
+    assert len(data(router, aliases=True, card=ask)) == 4
+    assert asked == ["a", "b"]
+    data(router, ready=False, card=ask)
+    assert asked == ["a", "b", "a", "b", "c"]
+    model_response(router, "y", card=ask)
+    assert asked[5:] == ["a"]
+
+
+each_question = pytest.mark.parametrize("ask", [models_response, partial(model_response, name="x")])
+
+
+@each_question
+def test_an_exception_of_card_is_not_caught(ask: Callable[..., object]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        ask(router_of(A, x="a"), card=lambda _: 1 // 0)
+
+
+@each_question
+@pytest.mark.parametrize("result", [False, 0, "text", [("id", "a")], A])
+def test_card_returns_a_mapping_or_none(ask: Callable[..., object], result: object) -> None:
+    with pytest.raises(TypeError) as caught:
+        ask(router_of(A, x="a"), card=lambda _: result)
+    assert str(caught.value) == f"card must return a mapping or None, not {result!r}"
+
+
+@each_question
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"owned_by": None}, "owned_by must be a str, not None"),
+        ({"owned_by": b"me"}, "owned_by must be a str, not b'me'"),
+        ({"card": {}}, "card must be a callable or None, not {}"),
+    ],
+)
+def test_a_wrong_option_is_refused(ask: Callable[..., object], options: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        ask(router_of(A, x="a"), **options)
+    assert str(caught.value) == message
 
 
 # Errors
@@ -464,6 +596,7 @@ def busy_router() -> ModelRouter:
 
 QUESTIONS: list[Callable[[ModelRouter], object]] = [
     partial(models_response, aliases=True),
+    partial(models_response, ready=False, card=lambda endpoint: {"weights": endpoint.base_model}),
     partial(model_response, name="a"),
     partial(model_response, name="x"),
 ]

@@ -1,13 +1,13 @@
 """What OpenAI's clients read: the bodies of ``/v1/models`` and of errors, as dictionaries ready for JSON."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bonsai_routing._checks import check_name
+from bonsai_routing._checks import check_name, short_repr
 from bonsai_routing._directory import Directory
 from bonsai_routing._record import Record
-from bonsai_routing.endpoint import EndpointStatus
+from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import (
     AdapterBaseError,
     AdapterConfigError,
@@ -32,7 +32,14 @@ _RETRY_AFTER = 5
 _NO_RETRY = {"x-should-retry": "false"}
 
 
-def models_response(router: ModelRouter, *, aliases: bool = False) -> dict[str, object]:
+def models_response(
+    router: ModelRouter,
+    *,
+    aliases: bool = False,
+    ready: bool = True,
+    owned_by: str = OWNER,
+    card: Callable[[ModelEndpoint], Mapping[str, object] | None] | None = None,
+) -> dict[str, object]:
     """Return the body of ``GET /v1/models``: a card for every ready endpoint, in the order of first registration.
 
     ``created`` is when the endpoint was registered, in whole seconds of Unix time, ``root`` the name of its weights,
@@ -44,6 +51,12 @@ def models_response(router: ModelRouter, *, aliases: bool = False) -> dict[str, 
     *aliases* adds a card for every alias that leads to one of these endpoints and is not hidden by an id, after the
     endpoints and in the order in which the aliases were added.
     It is its target's but for ``id``, the alias, and ``root``, the target's id.
+    ``ready=False`` lists the endpoints that are not ready as well, and gives every card the key ``status``.
+    *owned_by* is the owner of every model.
+    *card* is called with each listed endpoint, without any lock, and returns a mapping of more keys for its card. They
+    win over the keys above. If it returns ``None``, the endpoint and its aliases are left out.
+    Raises ``TypeError`` for an argument of the wrong type, and if *card* returns anything else. An exception of *card*
+    is not caught.
 
     >>> registry = ModelRegistry()
     >>> registry.register(ModelEndpoint("bonsai-8b", "qwen3-8b"))
@@ -51,37 +64,56 @@ def models_response(router: ModelRouter, *, aliases: bool = False) -> dict[str, 
     >>> card["id"], card["root"], card["parent"], card["max_model_len"]
     ('bonsai-8b', 'qwen3-8b', None, 4096)
     """
-    records, targets = _directory(router).snapshot()
+    directory = _directory(router)
+    _check_options(owned_by, card)
+    records, targets = directory.snapshot()
     present = {record.id: record for record in records}
-    cards = {record.id: _card(record, present.get) for record in records if record.is_ready}
+    cards: dict[str, dict[str, object]] = {}
+    for record in records:
+        if record.is_ready or not ready:
+            status = {} if ready else {"status": record.endpoint.status.value}
+            made = _card(record, present.get, owned_by, status, card)
+            if made is not None:
+                cards[record.id] = made
     data = [*cards.values()]
     if aliases:
         data += [
-            _alias_card(alias, cards[target])
+            _alias_card(alias, target, cards[target])
             for alias, target in targets.items()
             if alias is not None and alias not in present and target in cards
         ]
     return {"object": "list", "data": data}
 
 
-def model_response(router: ModelRouter, name: ModelId | str) -> dict[str, object]:
+def model_response(
+    router: ModelRouter,
+    name: ModelId | str,
+    *,
+    owned_by: str = OWNER,
+    card: Callable[[ModelEndpoint], Mapping[str, object] | None] | None = None,
+) -> dict[str, object]:
     """Return the body of ``GET /v1/models/{id}``: the card of that id or alias, as :func:`models_response` has it.
 
     Raises :class:`ModelNotFoundError` and :class:`ModelNotReadyError`, as routing does.
+    If *card* leaves the model out, raises :class:`ModelNotFoundError`, also when the model is not ready.
     """
     directory = _directory(router)
     text = check_name("name", name)
+    _check_options(owned_by, card)
     while True:
         record = directory.find(text)
         if record is None:
             raise ModelNotFoundError(text)
-        record.require_ready()
         # The bases that the card may name as its parent, as of the same moment.
         names = [text, *_prefixes(record.id)]
         found = dict(zip(names, directory.find_all(*names)))
         if found[text] is record:
-            card = _card(record, found.get)
-            return card if record.id == text else _alias_card(text, card)
+            break
+    made = _card(record, found.get, owned_by, {}, card)
+    if made is None:
+        raise ModelNotFoundError(text)
+    record.require_ready()
+    return made if record.id == text else _alias_card(text, record.id, made)
 
 
 def _directory(router: ModelRouter) -> Directory:
@@ -90,21 +122,44 @@ def _directory(router: ModelRouter) -> Directory:
     return router.registry._directory
 
 
-def _card(record: Record, find: Callable[[str], Record | None]) -> dict[str, object]:
-    """Return the card of a record; *find* finds registered records."""
+def _check_options(owned_by: object, card: object) -> None:
+    if not isinstance(owned_by, str):
+        raise TypeError(f"owned_by must be a str, not {owned_by!r}")
+    if not (card is None or callable(card)):
+        raise TypeError(f"card must be a callable or None, not {card!r}")
+
+
+def _card(
+    record: Record,
+    find: Callable[[str], Record | None],
+    owned_by: str,
+    status: Mapping[str, object],
+    card: Callable[[ModelEndpoint], Mapping[str, object] | None] | None,
+) -> dict[str, object] | None:
+    """Return the card of a record, with the keys that *card* adds; ``None`` if *card* leaves the endpoint out.
+
+    *find* finds registered records.
+    """
+    more = {} if card is None else card(record.endpoint)
+    if more is None:
+        return None
+    if not isinstance(more, Mapping):
+        raise TypeError(f"card must return a mapping or None, not {short_repr(more)}")
     return {
         "id": record.id,
         "object": "model",
         "created": record.registered_at,
-        "owned_by": OWNER,
+        "owned_by": owned_by,
         "root": record.endpoint.base_model,
         "parent": None if record.endpoint.adapter is None else _parent(record, find),
         "max_model_len": record.endpoint.max_context_length,
+        **status,
+        **more,
     }
 
 
-def _alias_card(alias: str, card: dict[str, object]) -> dict[str, object]:
-    return {**card, "id": alias, "root": card["id"]}
+def _alias_card(alias: str, target: str, card: dict[str, object]) -> dict[str, object]:
+    return {**card, "id": alias, "root": target}
 
 
 def _parent(record: Record, find: Callable[[str], Record | None]) -> str | None:
