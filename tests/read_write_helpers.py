@@ -24,7 +24,10 @@ from bonsai_routing import (
 )
 
 # An id before a colon may be the parent of an adapter in the list of models.
-NAMES = ["a", "a:x", "b", "c"]
+NAMES = ["a", "a:x", "b", "c", "d"]
+
+# Beside a weight of 1 this is drawn always, but for less than once in ten to the eighteenth.
+HEAVY = 2**62
 
 Write = Callable[[ModelRegistry], object]
 Read = Callable[[], object]
@@ -63,6 +66,8 @@ def reads(router: ModelRouter) -> dict[str, Read]:
             f"route {name}": partial(router.route, name),
             f"route_for_context {name} 2": partial(router.route_for_context, name, 2),
             f"model_response {name}": partial(model_response, router, name),
+            f"candidates {name}": partial(router.candidates, name, key="k"),
+            f"candidates {name} 2": partial(router.candidates, name, 2, key="k"),
         }
     return {name: partial(answer, read) for name, read in questions.items()}
 
@@ -86,9 +91,21 @@ def random_registry(chance: random.Random) -> ModelRegistry:
     return registry
 
 
+def random_targets(chance: random.Random, names: list[str]) -> list[str | dict[str, int]]:
+    """Return targets of an alias: mostly one, or else several in order or with weights that leave nothing to chance."""
+    if chance.random() < 0.5:
+        return [chance.choice(names)]
+    targets: list[str | dict[str, int]] = []
+    for _ in range(chance.randrange(1, 4)):
+        first, second = chance.sample(names, 2)
+        tiers: list[str | dict[str, int]] = [first, first, {first: HEAVY, second: 1}, {first: 1, second: HEAVY}]
+        targets.append(chance.choice(tiers))
+    return targets
+
+
 def random_write(chance: random.Random) -> Write:
     """Return a write that does the same whenever it is called."""
-    name, other = chance.choice(NAMES), chance.choice(NAMES)
+    name, targets = chance.choice(NAMES), random_targets(chance, NAMES)
     status = chance.choice([EndpointStatus.READY, *EndpointStatus])
     endpoint = ModelEndpoint(
         name,
@@ -104,7 +121,7 @@ def random_write(chance: random.Random) -> Write:
         case 3 | 4:
             return lambda registry: registry.unregister(name)
         case 5 | 6:
-            return lambda registry: registry.add_alias(name, other)
+            return lambda registry: registry.add_alias(name, *targets)
         case 7:
             return lambda registry: registry.remove_alias(name)
         case 8:

@@ -80,7 +80,7 @@ def test_an_alias_that_was_removed_is_not_listed_again_during_a_later_write() ->
     registry = ModelRegistry()
     registry.add_alias("c", "a")
     registry.remove_alias("c")
-    seen: list[dict[str, str]] = []
+    seen: list[object] = []
     with stopped_at_each_instruction(lambda: seen.append(registry.aliases())):
         registry.register(ModelEndpoint("a", "p"))
     assert all(aliases == {} for aliases in seen)
@@ -202,6 +202,7 @@ def test_a_change_of_a_target_is_not_seen_under_a_name_that_no_longer_maps_to_it
     start.register(ModelEndpoint("b", "p", max_context_length=9))
     for alias, target in (("a:x", "a"), ("c", "gone"), ("other", "gone")):
         start.add_alias(alias, target)
+    start.add_alias("d", "gone", "a", "b")
     assert_answers_are_as_of_one_moment(start, [earlier, later], repeat(0))
 
 

@@ -11,7 +11,7 @@ from itertools import count
 
 import pytest
 from instructions import stopped_at_each_instruction
-from read_write_helpers import Write, ask_everything, copy_of, halfway, once_in, reads, registers, sets_default
+from read_write_helpers import HEAVY, Write, ask_everything, copy_of, halfway, once_in, reads, registers, sets_default
 
 from bonsai_routing import ModelEndpoint, ModelRegistry, ModelRouter
 
@@ -28,6 +28,7 @@ def start() -> ModelRegistry:
     registry.add_alias("c", "a")
     registry.add_alias("b", "a")
     registry.add_alias("other", "gone")
+    registry.add_alias("d", "a:x", {"b": HEAVY, "a": 1})
     return registry
 
 
@@ -47,6 +48,9 @@ WRITES: dict[str, Write] = {
     "unregister the largest": lambda registry: registry.unregister("b"),
     "set_status": lambda registry: registry.set_status("a:x", "ready"),
     "add_alias": lambda registry: registry.add_alias("c", "b"),
+    "add_alias, targets in order": lambda registry: registry.add_alias("c", "gone", "a:x", "b"),
+    "add_alias, other weights": lambda registry: registry.add_alias("d", "a:x", {"b": 1, "a": HEAVY}),
+    "add_alias, one target again": lambda registry: registry.add_alias("d", "a"),
     "remove_alias": lambda registry: registry.remove_alias("c"),
     "set_default": sets_default("b"),
     "clear the default": sets_default(None),

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from read_write_helpers import answer
+from read_write_helpers import answer, random_targets
 
 from bonsai_routing import (
     ContextTooLongError,
@@ -24,13 +24,16 @@ NAMES = ["a", "b", "c", "a:x", "a:", "", "d", "e"]
 STATUSES = list(EndpointStatus)
 
 
+Tiers = list[str | dict[str, int]]
+
+
 class Oracle:
     """The reference, with lists for dictionaries."""
 
     def __init__(self) -> None:
         self.endpoints: list[ModelEndpoint] = []
         self.declared: list[ModelEndpoint] = []
-        self.aliases: list[tuple[str, str]] = []
+        self.aliases: list[tuple[str, Tiers]] = []
         self.default: str | None = None
 
     def at(self, id: str | None) -> ModelEndpoint | None:
@@ -51,17 +54,17 @@ class Oracle:
         if old is not None:
             self.endpoints.remove(old)
             self.declared = [each for each in self.declared if each.id != old.id]
-            self.aliases = [(alias, target) for alias, target in self.aliases if target != id]
+            self.aliases = [(alias, others) for alias, tiers in self.aliases if (others := without(tiers, id))]
             if self.default == id:
                 self.default = None
         return old
 
-    def add_alias(self, alias: str, target: str) -> None:
+    def add_alias(self, alias: str, *targets: str | dict[str, int]) -> None:
         places = [place for place, pair in enumerate(self.aliases) if pair[0] == alias]
         if places:
-            self.aliases[places[0]] = (alias, target)
+            self.aliases[places[0]] = (alias, [*targets])
         else:
-            self.aliases.append((alias, target))
+            self.aliases.append((alias, [*targets]))
 
     def remove_alias(self, alias: str) -> bool:
         count = len(self.aliases)
@@ -101,27 +104,74 @@ class Oracle:
         removed = [str(each.id) for each in was if self.at(str(each.id)) is None]
         return RegistryChange(tuple(added), tuple(removed), tuple(changed))
 
+    def named(self, name: str | None) -> list[ModelEndpoint]:
+        """Return the registered endpoints that a name maps to, in the order in which they are named."""
+        if name is None or self.at(name) is not None:
+            endpoint = self.at(self.default if name is None else name)
+            return [] if endpoint is None else [endpoint]
+        ids = [id for tier in dict(self.aliases).get(name, []) for id in ([tier] if isinstance(tier, str) else tier)]
+        return [endpoint for id in dict.fromkeys(ids) if (endpoint := self.at(id)) is not None]
+
+    def ready(self, name: str | None) -> list[ModelEndpoint]:
+        """Return the ready endpoints that a name maps to, the best first. Of a tier with weights it is the heaviest."""
+        best: dict[str, None] = {}
+        for tier in [] if name is None else dict(self.aliases).get(name, []):
+            best.update(dict.fromkeys([tier] if isinstance(tier, str) else sorted(tier, key=tier.__getitem__)[::-1]))
+        ready = [endpoint for endpoint in self.named(name) if endpoint.status == "ready"]
+        return ready if len(ready) < 2 else sorted(ready, key=lambda endpoint: [*best].index(str(endpoint.id)))
+
     def resolve(self, name: str) -> ModelEndpoint | None:
-        return self.at(name) or self.at(dict(self.aliases).get(name))
+        return next(iter([*self.ready(name), *self.named(name)]), None)
 
     def route(self, name: str | None) -> ModelEndpoint:
-        endpoint = self.at(self.default) if name is None else self.resolve(name)
-        if endpoint is None:
-            raise NoModelsAvailableError if name is None else ModelNotFoundError(name)
-        if endpoint.status != "ready":
-            raise ModelNotReadyError(str(endpoint.id), endpoint.status)
-        return endpoint
+        return self.route_for_context(name, 0)
 
     def route_for_context(self, name: str | None, tokens: int) -> ModelEndpoint:
-        endpoint = self.route(name)
-        if endpoint.max_context_length >= tokens:
-            return endpoint
+        named, ready = self.named(name), self.ready(name)
+        if not named:
+            raise NoModelsAvailableError if name is None else ModelNotFoundError(name)
+        if not ready:
+            raise ModelNotReadyError(str(named[0].id), named[0].status, requested=name)
+        for endpoint in ready:
+            if endpoint.max_context_length >= tokens:
+                return endpoint
         if name is None:
-            ready = [each for each in self.endpoints if each.status == "ready"]
-            largest = max(ready, key=lambda each: each.max_context_length)
-            if largest.max_context_length >= tokens:
-                return largest
+            endpoint = largest([each for each in self.endpoints if each.status == "ready"])
+            if endpoint.max_context_length >= tokens:
+                return endpoint
+        endpoint = largest([each for each in named if each.status == "ready"])
         raise ContextTooLongError(str(endpoint.id), tokens, endpoint.max_context_length)
+
+    def candidates(self, name: str | None, tokens: int) -> list[ModelEndpoint]:
+        able = [each for each in self.ready(name) if each.max_context_length >= tokens]
+        if name is None and self.ready(None) and not able:
+            able = [largest([each for each in self.endpoints if each.status == "ready"])]
+        return [each for each in able if each.max_context_length >= tokens]
+
+    def shown_aliases(self) -> list[tuple[str, object]]:
+        return [(alias, shown(tiers)) for alias, tiers in self.aliases]
+
+
+def largest(endpoints: list[ModelEndpoint]) -> ModelEndpoint:
+    return max(endpoints, key=lambda endpoint: endpoint.max_context_length)
+
+
+def without(tiers: Tiers, id: str) -> Tiers:
+    """Return the tiers without one of their targets."""
+    left: Tiers = []
+    for tier in tiers:
+        if isinstance(tier, dict):
+            others = {other: weight for other, weight in tier.items() if other != id}
+            left += [others] if others else []
+        elif tier != id:
+            left.append(tier)
+    return left
+
+
+def shown(tiers: Tiers) -> object:
+    """Return the tiers as ``aliases()`` shows them."""
+    plain = [tier if isinstance(tier, str) or len(tier) > 1 else next(iter(tier)) for tier in tiers]
+    return plain[0] if set(map(str, plain)) == {str(plain[0])} and isinstance(plain[0], str) else tuple(plain)
 
 
 def assert_alike(router: ModelRouter, oracle: Oracle) -> None:
@@ -131,7 +181,7 @@ def assert_alike(router: ModelRouter, oracle: Oracle) -> None:
     assert registry.available_endpoints() == [each for each in oracle.endpoints if each.status == "ready"]
     assert [entry.id for entry in router.models_list()] == [str(each.id) for each in registry.available_endpoints()]
     assert registry.default_endpoint() == oracle.at(oracle.default)
-    assert [*registry.aliases().items()] == oracle.aliases
+    assert [*registry.aliases().items()] == oracle.shown_aliases()
     for name in NAMES:
         assert registry.resolve(name) == oracle.resolve(name)
         assert (name in registry) == (oracle.resolve(name) is not None)
@@ -141,10 +191,12 @@ def assert_alike(router: ModelRouter, oracle: Oracle) -> None:
             assert answer(router.route_for_context, request, tokens) == answer(
                 oracle.route_for_context, request, tokens
             )
+            able = answer(lambda name, n: [*router.candidates(name, n).able], request, tokens)
+            assert able in (oracle.candidates(request, tokens), answer(oracle.route, request))
 
 
 def step(chance: random.Random, registry: ModelRegistry, oracle: Oracle) -> None:
-    name, other = chance.choice(NAMES), chance.choice(NAMES)
+    name = chance.choice(NAMES)
     match chance.randrange(11):
         case 0 | 1 | 2:
             endpoint = ModelEndpoint(
@@ -159,8 +211,9 @@ def step(chance: random.Random, registry: ModelRegistry, oracle: Oracle) -> None
         case 3:
             assert registry.unregister(name) == oracle.unregister(name)
         case 4 | 5:
-            registry.add_alias(name, other)
-            oracle.add_alias(name, other)
+            targets = random_targets(chance, NAMES)
+            registry.add_alias(name, *targets)
+            oracle.add_alias(name, *targets)
         case 6:
             assert registry.remove_alias(name) == oracle.remove_alias(name)
         case 7:

@@ -278,14 +278,16 @@ def test_a_stack_on_an_unknown_base_is_not_leased(loaded: AdapterRegistry) -> No
 @pytest.mark.parametrize("status", NOT_READY)
 def test_a_stack_on_a_base_that_is_not_ready_is_not_leased(loaded: AdapterRegistry, status: EndpointStatus) -> None:
     loaded.models.set_status("bonsai", status)
-    assert_refused(loaded, "chat", stack_of("code"), ModelNotReadyError, model="bonsai", status=status)
+    assert_refused(
+        loaded, "chat", stack_of("code"), ModelNotReadyError, model="bonsai", status=status, requested="chat"
+    )
     assert_refused(loaded, "bonsai", AdapterStack(), ModelNotReadyError, model="bonsai", status=status)
 
 
 @pytest.mark.parametrize("base", ["bonsai:code", "coder"])
 def test_a_stack_on_an_adapter_is_not_leased(loaded: AdapterRegistry, base: str) -> None:
     loaded.models.add_alias("coder", "bonsai:code")
-    facts = {"adapter": "bonsai:code", "rule": "it is an adapter's endpoint, not a base"}
+    facts = {"adapter": base, "base_model": base, "rule": "it is an adapter's endpoint, not a base"}
     assert_refused(loaded, base, AdapterStack(), AdapterBaseError, **facts)
 
 
@@ -300,8 +302,12 @@ def test_a_stack_with_an_unknown_member_is_not_leased(loaded: AdapterRegistry, n
     assert_refused(loaded, "bonsai", stack_of(*names), ModelNotFoundError)
 
 
-def test_an_unknown_member_is_named_by_the_id_that_it_would_have(loaded: AdapterRegistry) -> None:
-    assert_refused(loaded, "chat", stack_of("gone"), ModelNotFoundError, model="bonsai:gone")
+def test_an_unknown_member_is_named_by_the_name_that_it_would_have(loaded: AdapterRegistry) -> None:
+    assert_refused(loaded, "bonsai", stack_of("gone"), ModelNotFoundError, model="bonsai:gone")
+    loaded.models.set_default("bonsai")
+    assert_refused(loaded, None, stack_of("gone"), ModelNotFoundError, model="bonsai:gone")
+    # An alias does not show the id behind it.
+    assert_refused(loaded, "chat", stack_of("gone"), ModelNotFoundError, model="chat:gone")
 
 
 def test_an_unknown_member_that_was_named_by_its_id_is_named_so(loaded: AdapterRegistry) -> None:

@@ -33,7 +33,7 @@ from bonsai_routing.lora import LoraAdapter
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.openai import ErrorResponse, error_response, model_response, models_response
 from bonsai_routing.registry import ModelRegistry, RegistryChange
-from bonsai_routing.router import ModelListEntry, ModelRouter
+from bonsai_routing.router import Candidates, ModelListEntry, ModelRouter
 from bonsai_routing.stacks import StackLease, StackMember
 from bonsai_routing.suggestions import suggestions
 
@@ -45,6 +45,7 @@ __all__ = [
     "AdapterRef",
     "AdapterRegistry",
     "AdapterStack",
+    "Candidates",
     "ConfigError",
     "ContextTooLongError",
     "DrainingEndpoint",

@@ -57,9 +57,14 @@ class Copy:
         self.base: Lease | None = None
         # By the monotonic clock.
         self.used_at: float = time.monotonic()
-        # For those who wait until it is loaded, and the leases whose handles are to be set then, by id().
-        self.loaded: Future[None] = new_future()
+        # For those who wait until it is loaded: a future for each name that was requested, because an error says the
+        # name, and the leases whose handles are to be set then, by id().
+        self.loaded: dict[str | None, Future[None]] = {}
         self.waiting: dict[int, ref[Lease]] = {}
+
+    def is_answered(self) -> bool:
+        """Return whether nobody waits for an answer."""
+        return all(future.done() for future in self.loaded.values())
 
 
 class Call:

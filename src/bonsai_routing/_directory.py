@@ -6,11 +6,14 @@ Theory of operation
 ``Tables.records`` and ``Tables.aliases`` are the reference's state: the endpoints by id, each in a *record* with the
 facts of its registration, and the target of each alias.
 The default is the alias ``None``, the name of a request that names no model.
+An alias may also have several targets, which the reference does not have.
 
 ``Tables.names`` is an index over both.
 It holds, under each name, the record that the reference's ``resolve`` would find, and under ``LARGEST`` the ready
 record with the largest context.
 A record never changes, so a lookup is one step.
+An alias with targets in order has the record of the first target that is ready, or else of the first registered.
+An alias with weights has ``CHOICE``, and so has a default with several targets: its target is chosen at each lookup.
 
 A write may change what several names map to.
 It becomes visible as a whole:
@@ -40,19 +43,24 @@ from operator import attrgetter
 from typing import TypeVar
 
 from bonsai_routing._record import Record
-from bonsai_routing.endpoint import ModelEndpoint
+from bonsai_routing._targets import Target, Targets, first_ready, ids_of, in_order
+from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 
 __all__ = ["Aliases", "Directory", "Records"]
 
 # The name of the ready record with the largest context. Only this package has the object, so no request can name it.
 LARGEST = object()
 
+# What the index has under a name whose target is chosen at each lookup. It has no endpoint, and is never ready.
+CHOICE = object.__new__(Record)
+CHOICE.is_ready = False
+
 Found = TypeVar("Found")
 Name = TypeVar("Name")
 
 # What a write changes: records by id, and the targets of aliases. None removes.
 Records = Mapping[str, Record | None]
-Aliases = Mapping[str | None, str | None]
+Aliases = Mapping[str | None, Target | None]
 
 
 class Tables:
@@ -65,9 +73,9 @@ class Tables:
         self.names: dict[object, Record] = {}
         # By id, in the order of first registration.
         self.records: dict[object, Record] = {}
-        # The ids that the aliases and the default map to, registered or not, in the order in which they were added.
+        # What the aliases and the default map to, registered or not, in the order in which they were added.
         # A write stores None for an alias that it removes, and takes it out at its end, so that the order stays.
-        self.aliases: dict[str | None, str | None] = {}
+        self.aliases: dict[str | None, Target | None] = {}
 
 
 class Directory:
@@ -84,7 +92,8 @@ class Directory:
         self.before_aliases: Aliases = {}
         # The endpoints that may be served, by name.
         self.ready: dict[object, ModelEndpoint] = {}
-        # For writers: the aliases of each id, and the ids of the adapters' endpoints that follow it.
+        # For writers: the aliases that have each id among their targets, and the ids of the adapters' endpoints that
+        # follow it.
         self.aliases_of: dict[str, list[str | None]] = {}
         self.followers_of: dict[str, list[str]] = {}
         # For writers: (-context length, rank, id) of each ready record, as a heap. It may have outdated entries, which
@@ -93,25 +102,61 @@ class Directory:
 
     # Readers
 
-    def find(self, name: object) -> Record | None:
-        """Return the record that a name maps to; ``None`` if it maps to nothing."""
+    def find_indexed(self, name: object) -> Record | None:
+        """Return what the index has under a name: a record, ``CHOICE``, or ``None``."""
         record = self.tables.names.get(name)
         before = self.before
         return before.get(name, record) if before else record
 
+    def find(self, name: str | None) -> Record | None:
+        """Return the record that a name maps to; ``None`` if it maps to nothing.
+
+        Of several targets it is the first that is ready, or else the first registered.
+        """
+        record = self.find_indexed(name)
+        if record is not CHOICE:
+            return record
+        target, records, _ = self.find_targets(name)
+        found = [records[id] for id in in_order(target, name, None) if id in records]
+        return next((each for each in found if each.is_ready), next(iter(records.values()), None))
+
     def find_id(self, id: str) -> Record | None:
         """Return the record of an id; ``None`` if it is not registered, even if an alias has that name."""
-        record = self.find(id)
-        return None if record is None or record.id != id else record
+        record = self.find_indexed(id)
+        return None if record is None or record is CHOICE or record.id != id else record
+
+    def find_targets(self, name: str | None) -> tuple[Target | None, dict[str, Record], Record | None]:
+        """Return what a name maps to, the records of these ids, and the ready record with the largest context.
+
+        All are as of the same moment. A registered id maps to itself. An id that is not registered has no record.
+        """
+
+        def read(tables: Tables) -> tuple[Target | None, dict[str, Record], Record | None]:
+            target: Target | None = name
+            if name is None or self.find_id(name) is None:
+                target = tables.aliases.get(name)
+                if self.before:
+                    target = self.before_aliases.get(name, target)
+            found = map(self.find_id, ids_of(target))
+            return target, {each.id: each for each in found if each is not None}, self.find_indexed(LARGEST)
+
+        return self._read(read)[0]
+
+    def at_once(self, find: Callable[[], Found]) -> Found:
+        """Return what *find* finds with other methods of this directory, all as of the same moment."""
+        return self._read(lambda _: find())[0]
+
+    def find_awaited(self, name: str) -> Record | None:
+        """Return the record that somebody who waits for a name waits for.
+
+        Of several targets it is a ready one, or else the first that is loading, or else the first registered.
+        """
+        return min(self.find_targets(name)[1].values(), key=_readiness, default=None)
 
     def find_publication(self, id: str, generation: int) -> Record | None:
         """Return the record of an id if it still is that publication; otherwise ``None``."""
         record = self.find_id(id)
         return None if record is None or record.generation != generation else record
-
-    def find_all(self, *names: object) -> list[Record | None]:
-        """Return the record of each name, all as of the same moment."""
-        return self._read(lambda tables: [self.find(name) for name in names])[0]
 
     def all_records(self) -> list[Record]:
         """Return all records in the order of first registration, as of the same moment."""
@@ -124,7 +169,7 @@ class Directory:
         count, before = self._read(lambda tables: len(tables.records))
         return len(self.all_records()) if before else count
 
-    def snapshot(self) -> tuple[list[Record], dict[str | None, str]]:
+    def snapshot(self) -> tuple[list[Record], dict[str | None, Target]]:
         """Return all records, as ``all_records`` does, and the targets of all aliases, as of the same moment."""
         (records, aliases, before_aliases), before = self._read(
             lambda tables: (tables.records.copy(), tables.aliases.copy(), self.before_aliases)
@@ -147,7 +192,7 @@ class Directory:
     def begin(self, records: Records, aliases: Aliases) -> dict[object, Record | None]:
         """Announce a write, and return the new ``before``.
 
-        A write that removes an id removes all its aliases too.
+        A write that removes an id changes all its aliases too.
         """
         present, targets = self.tables.names.get, self.tables.aliases.get
         before: dict[object, Record | None] = {}
@@ -167,7 +212,7 @@ class Directory:
                 )
             ):
                 before[LARGEST] = largest
-        before_aliases: dict[str | None, str | None] = {}
+        before_aliases: dict[str | None, Target | None] = {}
         for alias in aliases:
             before[alias] = present(alias)
             before_aliases[alias] = targets(alias)
@@ -194,11 +239,19 @@ class Directory:
         if aliases:
             self._set_targets(aliases)
         record_of = present.get
-        target_of: Callable[[object], object] = tables.aliases.get  # type: ignore[assignment]
+        target_of: Callable[[object], Target | None] = tables.aliases.get  # type: ignore[assignment]
         servable: dict[object, ModelEndpoint] = {}
         for name in before:
             # What the reference's resolve() does: the id first, then the alias.
-            found = record_of(name) or record_of(target_of(name))
+            found = record_of(name)
+            if found is None:
+                target = target_of(name)
+                if not isinstance(target, Targets):
+                    found = record_of(target)
+                elif name is None or target.has_weights:
+                    found = CHOICE
+                else:
+                    found = first_ready(target.ids, record_of)
             if name is LARGEST:
                 found = self._largest()
             if found is None:
@@ -230,7 +283,7 @@ class Directory:
             old = targets.get(alias)
             if target != old:
                 # The target is changed last, so that repeating this after an exception finds the old one again.
-                _move(alias, old, target, self.aliases_of)
+                _move(alias, ids_of(old), ids_of(target), self.aliases_of)
                 targets[alias] = target
 
     def _push(self, record: Record) -> None:
@@ -259,29 +312,34 @@ class Directory:
         return None
 
 
-def _base(record: Record | None) -> str | None:
-    """Return the id of the base that a record follows; ``None`` if it follows none."""
-    return None if record is None or record.adapter is None else record.adapter.base_model
+def _readiness(record: Record) -> int:
+    """Return a number that is the smaller the sooner a record may be served."""
+    return 0 if record.is_ready else 1 if record.endpoint.status is EndpointStatus.LOADING else 2
 
 
-def _move(name: Name, old: str | None, new: str | None, lists: dict[str, list[Name]]) -> None:
-    """Take *name* out of the list of *old*, and append it to the list of *new*. May be carried out twice."""
-    if old == new:
-        return
-    if old is not None:
-        names = lists.get(old, [])
-        if name in names:
-            names.remove(name)
-        if not names:
-            lists.pop(old, None)
-    if new is not None:
-        names = lists.setdefault(new, [name])
-        if name not in names:
-            names.append(name)
+def _base(record: Record | None) -> tuple[str, ...]:
+    """Return the id of the base that a record follows, if it follows one."""
+    return () if record is None or record.adapter is None else (record.adapter.base_model,)
+
+
+def _move(name: Name, old: tuple[str, ...], new: tuple[str, ...], lists: dict[str, list[Name]]) -> None:
+    """Take *name* out of the lists of *old*, and append it to the lists of *new*. May be carried out twice."""
+    for id in old:
+        if id not in new:
+            names = lists.get(id, [])
+            if name in names:
+                names.remove(name)
+            if not names:
+                lists.pop(id, None)
+    for id in new:
+        if id not in old:
+            names = lists.setdefault(id, [name])
+            if name not in names:
+                names.append(name)
 
 
 def _undo(before: Mapping[object, Record | None], records: Mapping[object, Record]) -> list[Record]:
     """Return the records as they were before the write in progress, in the order of first registration."""
     kept = {record.id: record for id, record in records.items() if id not in before}
-    old = {record.id: record for record in before.values() if record is not None}
+    old = {record.id: record for record in before.values() if record is not None and record is not CHOICE}
     return sorted({**kept, **old}.values(), key=attrgetter("rank"))

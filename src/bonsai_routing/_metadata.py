@@ -13,7 +13,7 @@ _LEVELS = 32
 
 
 def _refuse(*arguments: object, **named: object) -> NoReturn:
-    raise TypeError("metadata cannot be changed; pass a new mapping to dataclasses.replace()")
+    raise TypeError("this dictionary cannot be changed; make a new one from it")
 
 
 class FrozenDict(dict[str, Any]):

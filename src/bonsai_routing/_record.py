@@ -101,15 +101,15 @@ class Record:
         self.adapter: LoraAdapter | None = adapter
         self.own: Own | None = own
 
-    def require_ready(self) -> None:
-        """Raise :class:`ModelNotReadyError` unless the endpoint is ready."""
+    def require_ready(self, requested: str | None) -> None:
+        """Raise :class:`ModelNotReadyError` unless the endpoint, which was requested by that name, is ready."""
         if not self.is_ready:
-            raise self.not_ready()
+            raise self.not_ready(requested)
 
-    def not_ready(self) -> ModelNotReadyError:
-        """Return the error that says why the endpoint is not ready."""
+    def not_ready(self, requested: str | None) -> ModelNotReadyError:
+        """Return the error that says why the endpoint, which was requested by that name, is not ready."""
         reason, retry_after = self.note or (None, None)
-        return ModelNotReadyError(self.id, self.endpoint.status, reason, retry_after)
+        return ModelNotReadyError(self.id, self.endpoint.status, reason, retry_after, requested)
 
     def own_status(self) -> Own:
         """Return the status of the endpoint itself, whatever its base's is."""

@@ -1,12 +1,16 @@
 """The rule which record answers a request, whole and as of one moment: the slow path of the router."""
 
+from collections.abc import Collection
+from typing import NamedTuple
+
 from bonsai_routing._checks import check_name
-from bonsai_routing._directory import LARGEST, Directory
+from bonsai_routing._directory import Directory
 from bonsai_routing._record import Record
-from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, NoModelsAvailableError
+from bonsai_routing._targets import ids_of, in_order
+from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, NoModelsAvailableError, RoutingError
 from bonsai_routing.model_id import ModelId
 
-__all__ = ["find_record"]
+__all__ = ["Ranking", "find_next", "find_record", "rank"]
 
 
 def find_record(
@@ -16,17 +20,70 @@ def find_record(
     name = requested_model
     if name is not None and not isinstance(name, str):
         name = check_name("requested_model", name)
-    largest = None
-    if name is None and required_context is not None:
-        record, largest = directory.find_all(None, LARGEST)
-    else:
-        record = directory.find(name)
+    record = directory.find(name)
     if record is None:
         raise NoModelsAvailableError if name is None else ModelNotFoundError(name)
     if not record.is_ready:
-        raise record.not_ready()
+        raise record.not_ready(name)
     if required_context is None or required_context <= record.endpoint.max_context_length:
         return record
-    if largest is not None and required_context <= largest.endpoint.max_context_length:
-        return largest
-    raise ContextTooLongError(record.id, required_context, record.endpoint.max_context_length)
+    # The tokens may fit into another target, or into the largest context if nothing was requested.
+    return find_next(directory, name, required_context)
+
+
+def find_next(
+    directory: Directory,
+    name: str | None,
+    required_context: int | None,
+    key: str | None = None,
+    tried: Collection[str] = (),
+) -> Record:
+    """Return the best record whose id is not in *tried*, or raise the error that explains why there is none."""
+    ranking = rank(directory, name, required_context, key)
+    for record in ranking.able:
+        if record.id not in tried:
+            return record
+    raise ranking.error(name, required_context or 0)
+
+
+class Ranking(NamedTuple):
+    """The targets of a name, as of one moment: the records that may answer, the best first, and the other targets."""
+
+    able: list[Record]
+    # In the order of the targets. None stands for an id that is not registered.
+    others: list[tuple[str, Record | None]]
+
+    def error(self, name: str | None, required_context: int) -> RoutingError:
+        """Return the error that explains why none of the others may answer."""
+        registered = [record for _, record in self.others if record is not None]
+        ready = [record for record in registered if record.is_ready]
+        if not registered:
+            return NoModelsAvailableError() if name is None else ModelNotFoundError(name)
+        if not ready:
+            return registered[0].not_ready(name)
+        largest = max(ready, key=lambda record: record.endpoint.max_context_length)
+        return ContextTooLongError(largest.id, required_context, largest.endpoint.max_context_length)
+
+
+def rank(directory: Directory, name: str | None, required_context: int | None, key: str | None) -> Ranking:
+    """Return which targets of a name may answer, and which may not. *key* decides between weights, or else chance."""
+    target, records, largest = directory.find_targets(name)
+    fitting = [
+        record
+        for record in records.values()
+        if required_context is None or required_context <= record.endpoint.max_context_length
+    ]
+    able = {record.id: record for record in fitting if record.is_ready}
+    others = [(id, records.get(id)) for id in ids_of(target) if id not in able]
+    ranked = [able[id] for id in in_order(target, name, key) if id in able]
+    if (
+        name is None
+        and not ranked
+        and any(record.is_ready for record in records.values())
+        and required_context is not None
+        and largest is not None
+        and required_context <= largest.endpoint.max_context_length
+    ):
+        # As in the reference, the largest context answers in place of a default that is ready and too small.
+        ranked = [largest]
+    return Ranking(ranked, others)

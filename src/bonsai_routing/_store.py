@@ -12,6 +12,7 @@ from weakref import WeakSet, ref
 from bonsai_routing._directory import Aliases, Directory, Records
 from bonsai_routing._ledger import Completion, Departure, IdleFuture, Ledger, OnIdle, complete, new_future
 from bonsai_routing._record import Note, Own, Record
+from bonsai_routing._targets import Target, Targets, without
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import ModelNotFoundError
 from bonsai_routing.leases import Lease
@@ -24,7 +25,7 @@ Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
 # What a copy needs: all records, in order, and the targets of all aliases, with the default as the alias None.
-Contents = tuple[list[Record], dict[str | None, str]]
+Contents = tuple[list[Record], dict[str | None, Target]]
 
 
 def _nothing_gone() -> "Future[tuple[ModelEndpoint, ...]]":
@@ -150,7 +151,7 @@ class Store:
         self._write(changed, {}, [Departure(old)])
 
     def remove(self, id: str, future: IdleFuture | None = None) -> ModelEndpoint | None:
-        """Remove the endpoint of an id and its aliases, start draining it, and return it."""
+        """Remove the endpoint of an id, also from its aliases, start draining it, and return it."""
         old = self.directory.tables.records.get(id)
         if old is None:
             complete(future, None)
@@ -191,8 +192,8 @@ class Store:
         load = self.loads.get(id)
         return load is not None and load() is not None
 
-    def set_alias(self, alias: str | None, target: str | None) -> bool:
-        """Map an alias, or the default, to an id, or remove it; return whether there was one before."""
+    def set_alias(self, alias: str | None, target: Target | None) -> bool:
+        """Map an alias, or the default, to its target, or remove it; return whether there was one before."""
         old = self.directory.tables.aliases.get(alias)
         if old != target:
             self._write({}, {alias: target})
@@ -215,7 +216,7 @@ class Store:
 
     def when_ready(self, name: str) -> "Future[ModelEndpoint]":
         """Return the future of the endpoint that a name maps to, which completes when this is ready or will not be."""
-        record = self.directory.find(name)
+        record = self.directory.find_awaited(name)
         if record is not None and record.endpoint.status is EndpointStatus.LOADING:
             # One for all who wait for the name, so that those who gave up leave nothing behind.
             return self.waiting.setdefault(name, new_future())
@@ -271,12 +272,12 @@ class Store:
     def _replace(self, id: str, old: Record | None, new: Record | None, future: IdleFuture | None) -> None:
         """Write *new* in place of *old*, and what this changes for aliases and for the adapters on the id."""
         records: dict[str, Record | None] = {id: new}
-        aliases: dict[str | None, str | None] = {}
+        aliases: dict[str | None, Target | None] = {}
         leaving: list[Departure] = []
         if old is not None:
             leaving.append(Departure(old, future))
             if new is None:
-                aliases = dict.fromkeys(self.directory.aliases_of.get(id, ()))
+                self._drop_target(id, aliases)
             if id in self.directory.followers_of:
                 self._follow(old, new, records, aliases, leaving)
         elif future is not None:
@@ -290,7 +291,7 @@ class Store:
         old: Record,
         new: Record | None,
         records: dict[str, Record | None],
-        aliases: dict[str | None, str | None],
+        aliases: dict[str | None, Target | None],
         leaving: list[Departure],
     ) -> None:
         """Add to a write of a base what it changes for the adapters on it: without their weights' base, they go."""
@@ -301,8 +302,15 @@ class Store:
                 records[id] = follower.on(new, follower.own, follower.handle)
             else:
                 records[id] = None
-                aliases.update(dict.fromkeys(self.directory.aliases_of.get(id, ())))
+                self._drop_target(id, aliases)
                 leaving.append(Departure(follower))
+
+    def _drop_target(self, id: str, aliases: dict[str | None, Target | None]) -> None:
+        """Add to a write that removes an id what it changes for the aliases: they lose this target, or go with it."""
+        targets = self.directory.tables.aliases
+        for alias in self.directory.aliases_of.get(id, ()):
+            target = aliases.get(alias, targets[alias])
+            aliases[alias] = without(target, id) if isinstance(target, Targets) else None
 
     def _write(self, records: Records, aliases: Aliases, leaving: Sequence[Departure] = ()) -> None:
         before = self.directory.begin(records, aliases)
@@ -337,7 +345,7 @@ class Store:
     def _answer(self) -> None:
         """Have the futures completed whose names are ready, or will not be."""
         for name, future in self.waiting.copy().items():
-            record = self.directory.find(name)
+            record = self.directory.find_awaited(name)
             if record is None or record.endpoint.status is not EndpointStatus.LOADING:
                 self.ledger.tell(future, _answer(future, name, record))
                 self.waiting.pop(name, None)
@@ -347,7 +355,7 @@ def _answer(future: "Future[ModelEndpoint]", name: str, record: Record | None) -
     """Return the notice that a name for which somebody waits is ready, or why it will not be."""
     if record is None:
         return Completion(future, None, ModelNotFoundError(name))
-    return Completion(future, record.endpoint) if record.is_ready else Completion(future, None, record.not_ready())
+    return Completion(future, record.endpoint) if record.is_ready else Completion(future, None, record.not_ready(name))
 
 
 def _build(

@@ -65,18 +65,27 @@ class NoModelsAvailableError(RoutingError):
 class ModelNotReadyError(RoutingError):
     """The model exists and does not serve requests at present.
 
-    ``model`` is the endpoint's id, also when an alias was requested.
+    ``model`` is the endpoint's id, also when an alias was requested. ``str()`` has this id, as in the reference.
+    ``requested`` is the name that was requested, which may be shown to a client; ``None`` if no name was.
     ``status`` is the text of its :class:`EndpointStatus`: ``"loading"``, ``"error"`` or ``"disabled"``.
     ``reason`` is what the server has said about it, for people and not for clients; ``None`` if it has said nothing.
     ``retry_after`` is in how many seconds a client may try again; ``None`` means unknown.
     """
 
-    def __init__(self, model: str, status: str, reason: str | None = None, retry_after: float | None = None) -> None:
-        super().__init__(model, status, reason, retry_after)
+    def __init__(
+        self,
+        model: str,
+        status: str,
+        reason: str | None = None,
+        retry_after: float | None = None,
+        requested: str | None = None,
+    ) -> None:
+        super().__init__(model, status, reason, retry_after, requested)
         self.model = model
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
+        self.requested = requested
 
     def __str__(self) -> str:
         return f"model '{self.model}' is not ready (status: {self.status})"

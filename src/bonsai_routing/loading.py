@@ -32,6 +32,7 @@ from bonsai_routing._ledger import Completion, Ledger, Publication, new_future
 from bonsai_routing._record import Note, Record, reason_of
 from bonsai_routing._routing import find_record
 from bonsai_routing._store import Store
+from bonsai_routing._targets import in_order
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, ModelNotReadyError, RoutingError
 from bonsai_routing.leases import Lease
@@ -248,10 +249,11 @@ class ModelLoader:
         if copy is None or (record.is_ready and copy.is_loaded):
             lease = LoadingLease(record, requested_model, ledger, base, _LOADED, self._on_release)
         else:
-            if copy.loaded.done():
+            name = None if requested_model is None else str(requested_model)
+            if name not in copy.loaded or copy.loaded[name].done():
                 self._wake()
-                copy.loaded = new_future()
-            lease = LoadingLease(record, requested_model, ledger, base, copy.loaded, self._on_release)
+                copy.loaded[name] = new_future()
+            lease = LoadingLease(record, requested_model, ledger, base, copy.loaded[name], self._on_release)
             copy.waiting[id(lease)] = ref(lease)
         if copy is not None:
             copy.used_at = time.monotonic()
@@ -276,25 +278,32 @@ class ModelLoader:
         """Return the record that answers, loaded or not, or raise the error that explains why there is none."""
         try:
             return find_record(self._store.directory, name, required_context)
-        except ModelNotReadyError:
-            record = self._store.directory.tables.names[name]
-            if not self._can_load(record):
-                if record.own is not None and record.own.status is ERROR:
-                    # More to the point than the status of the base.
-                    raise ModelNotReadyError(record.id, ERROR, *(record.own.note or (None, None))) from None
-                raise
-            available = record.endpoint.max_context_length
-            if required_context is None or required_context <= available:
+        except (ContextTooLongError, ModelNotReadyError) as error:
+            refusal = error
+        # No target of the name answers as it is: load the first that the tokens fit into.
+        text = None if name is None else str(name)
+        target, records, _ = self._store.directory.find_targets(text)
+        ordered = [records[id] for id in in_order(target, text, None) if id in records]
+        usable = [record for record in ordered if record.is_ready or self._can_load(record)]
+        for record in usable:
+            fits = required_context is None or required_context <= record.endpoint.max_context_length
+            if fits and not record.is_ready:
                 return record
-            return self._find_fallback(name, ContextTooLongError(record.id, required_context, available))
-        except ContextTooLongError as error:
-            return self._find_fallback(name, error)
+        if required_context is None or not usable:
+            first = next(iter(records.values()))
+            if first.own is not None and first.own.status is ERROR:
+                # More to the point than the status of the base.
+                raise ModelNotReadyError(first.id, ERROR, *(first.own.note or Note(None, None)), text)
+            raise refusal
+        largest = max(usable, key=lambda record: record.endpoint.max_context_length)
+        available = largest.endpoint.max_context_length
+        return self._find_fallback(name, ContextTooLongError(largest.id, required_context, available))
 
     def _find_fallback(self, name: ModelId | str | None, too_long: ContextTooLongError) -> Record:
         """Return the record that answers if nothing was requested and the tokens do not fit into the default."""
         directory, required = self._store.directory, too_long.required
         if name is None:
-            largest = directory.find(LARGEST)
+            largest = directory.find_indexed(LARGEST)
             if largest is not None and required <= largest.endpoint.max_context_length:
                 return largest
             fitting = [each for each in directory.all_records() if required <= each.endpoint.max_context_length]
@@ -354,7 +363,7 @@ class ModelLoader:
         if record.endpoint.status is not LOADING or self._closing is not None:
             return False
         if not self._store.ledger.in_flight(copy.generation):
-            self._tell(copy, record.not_ready())
+            self._tell(copy, record.not_ready(None))
             return False
         return True
 
@@ -575,14 +584,14 @@ class ModelLoader:
 
     def _answer(self, copy: Copy, record: Record | None) -> None:
         """Tell those who wait for a copy, if it is loaded or will not be."""
-        if copy.loaded.done():
+        if copy.is_answered():
             return
         if record is None:
             self._tell(copy, self._gone(copy))
         elif not record.is_ready:
             base = self._base(record)
             if record.endpoint.status is not LOADING:
-                self._tell(copy, record.not_ready())
+                self._tell(copy, record.not_ready(None))
             elif copy.is_loaded and base is not None and not base.is_ready and self._can_load(base):
                 # The server has called a pinned base loading while an adapter was loaded onto it.
                 self._want(base)
@@ -598,8 +607,10 @@ class ModelLoader:
             self._tell(copy, None)
 
     def _tell(self, copy: Copy, error: RoutingError | None) -> None:
-        notice = Completion(copy.loaded, None, error)
-        self._store.ledger.tell(notice, notice)
+        for name, future in copy.loaded.copy().items():
+            if not future.done():
+                notice = Completion(future, None, None if error is None else _as_requested(error, name))
+                self._store.ledger.tell(notice, notice)
         copy.waiting = {}
 
     def _fail(self, record: Record, error: BaseException) -> None:
@@ -619,7 +630,7 @@ class ModelLoader:
         for copy in (*self._queue.values(), *self._copies.values()):
             adapter = copy.record.adapter
             is_meant = copy.id == record.id or (adapter is not None and adapter.base_model == record.id)
-            if is_meant and not copy.loaded.done() and self._record(copy) is not None:
+            if is_meant and not copy.is_answered() and self._record(copy) is not None:
                 failure = ModelNotReadyError(copy.id, ERROR, *note)
                 failure.__cause__ = error
                 self._tell(copy, failure)
@@ -754,6 +765,16 @@ class _Unknown(Exception):
 
     def __init__(self, record: Record) -> None:
         self.record = record
+
+
+def _as_requested(error: RoutingError, name: str | None) -> RoutingError:
+    """Return the error for those who requested that name."""
+    if isinstance(error, ModelNotReadyError):
+        named: RoutingError = ModelNotReadyError(error.model, error.status, error.reason, error.retry_after, name)
+    else:
+        named = error if name is None else ModelNotFoundError(name)
+    named.__cause__ = error.__cause__
+    return named
 
 
 def _cost(copies: list[Copy]) -> float:

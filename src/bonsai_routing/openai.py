@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bonsai_routing._checks import check_name, short_repr
 from bonsai_routing._directory import Directory
 from bonsai_routing._record import Record
+from bonsai_routing._targets import Target, ids_of, leading
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import (
     AdapterBaseError,
@@ -48,9 +50,11 @@ def models_response(
     For any other endpoint with an adapter it is the longest part of the id before a colon that is the id of a
     registered endpoint without an adapter, and ``None`` if no part is.
 
-    *aliases* adds a card for every alias that leads to one of these endpoints and is not hidden by an id, after the
+    *aliases* adds a card for every alias that maps to one of these endpoints and is not shadowed by an id, after the
     endpoints and in the order in which the aliases were added.
-    It is its target's but for ``id``, the alias, and ``root``, the target's id.
+    It is its target's card, but ``id`` is the alias and ``root`` the target's id.
+    Of several targets, ``root`` is the one that answers now: the first that is ready, and of those with weights the
+    heaviest. ``max_model_len`` is then the largest of all that are ready.
     ``ready=False`` lists the endpoints that are not ready as well, and gives every card the key ``status``.
     *owned_by* is the owner of every model.
     *card* is called with each listed endpoint, without any lock, and returns a mapping of more keys for its card. They
@@ -68,20 +72,19 @@ def models_response(
     _check_options(owned_by, card)
     records, targets = directory.snapshot()
     present = {record.id: record for record in records}
-    cards: dict[str, dict[str, object]] = {}
+    listed: dict[str, _Listed] = {}
     for record in records:
         if record.is_ready or not ready:
             status = {} if ready else {"status": record.endpoint.status.value}
-            made = _card(record, present.get, owned_by, status, card)
-            if made is not None:
-                cards[record.id] = made
-    data = [*cards.values()]
+            found = _listed(record, present.get, owned_by, status, card)
+            if found is not None:
+                listed[record.id] = found
+    data = [each.card() for each in listed.values()]
     if aliases:
-        data += [
-            _alias_card(alias, target, cards[target])
-            for alias, target in targets.items()
-            if alias is not None and alias not in present and target in cards
-        ]
+        for alias, target in targets.items():
+            of_alias = [listed[id] for id in ids_of(target) if id in listed]
+            if alias is not None and alias not in present and of_alias:
+                data.append(_alias_card(alias, target, of_alias))
     return {"object": "list", "data": data}
 
 
@@ -100,20 +103,33 @@ def model_response(
     directory = _directory(router)
     text = check_name("name", name)
     _check_options(owned_by, card)
-    while True:
-        record = directory.find(text)
-        if record is None:
-            raise ModelNotFoundError(text)
-        # The bases that the card may name as its parent, as of the same moment.
-        names = [text, *_prefixes(record.id)]
-        found = dict(zip(names, directory.find_all(*names)))
-        if found[text] is record:
-            break
-    made = _card(record, found.get, owned_by, {}, card)
-    if made is None:
+
+    def find() -> tuple[Target | None, list[Record], dict[str, Record | None]]:
+        target, records, _ = directory.find_targets(text)
+        # The bases that a card may name as its parent.
+        prefixes = {prefix for id in records for prefix in _prefixes(id)}
+        return target, [*records.values()], {prefix: directory.find_id(prefix) for prefix in prefixes}
+
+    target, records, bases = directory.at_once(find)
+    found = [_listed(record, bases.get, owned_by, {}, card) for record in records]
+    listed = [each for each in found if each is not None]
+    if not listed:
         raise ModelNotFoundError(text)
-    record.require_ready()
-    return made if record.id == text else _alias_card(text, record.id, made)
+    ready = [each for each in listed if each.record.is_ready]
+    if not ready:
+        raise listed[0].record.not_ready(text)
+    return ready[0].card() if ready[0].record.id == text else _alias_card(text, target, ready)
+
+
+class _Listed(NamedTuple):
+    """An endpoint of the list, its card, and the keys that the caller's *card* adds to it."""
+
+    record: Record
+    ours: dict[str, object]
+    more: Mapping[str, object]
+
+    def card(self) -> dict[str, object]:
+        return {**self.ours, **self.more}
 
 
 def _directory(router: ModelRouter) -> Directory:
@@ -129,23 +145,20 @@ def _check_options(owned_by: object, card: object) -> None:
         raise TypeError(f"card must be a callable or None, not {card!r}")
 
 
-def _card(
+def _listed(
     record: Record,
     find: Callable[[str], Record | None],
     owned_by: str,
     status: Mapping[str, object],
     card: Callable[[ModelEndpoint], Mapping[str, object] | None] | None,
-) -> dict[str, object] | None:
-    """Return the card of a record, with the keys that *card* adds; ``None`` if *card* leaves the endpoint out.
-
-    *find* finds registered records.
-    """
+) -> _Listed | None:
+    """Return what the list has of a record; ``None`` if *card* leaves the endpoint out. *find* finds other records."""
     more = {} if card is None else card(record.endpoint)
     if more is None:
         return None
     if not isinstance(more, Mapping):
         raise TypeError(f"card must return a mapping or None, not {short_repr(more)}")
-    return {
+    ours = {
         "id": record.id,
         "object": "model",
         "created": record.registered_at,
@@ -154,12 +167,17 @@ def _card(
         "parent": None if record.endpoint.adapter is None else _parent(record, find),
         "max_model_len": record.endpoint.max_context_length,
         **status,
-        **more,
     }
+    return _Listed(record, ours, more)
 
 
-def _alias_card(alias: str, target: str, card: dict[str, object]) -> dict[str, object]:
-    return {**card, "id": alias, "root": target}
+def _alias_card(alias: str, target: Target | None, listed: list[_Listed]) -> dict[str, object]:
+    """Return the card of an alias, whose targets are *listed* as far as they may be shown."""
+    ready = {each.record.id: each for each in listed if each.record.is_ready}
+    root = leading(target, ready)
+    answering = listed[0] if root is None else ready[root]
+    longest = max(each.record.endpoint.max_context_length for each in [*ready.values()] or listed[:1])
+    return {**answering.ours, "max_model_len": longest, **answering.more, "id": alias, "root": answering.record.id}
 
 
 def _parent(record: Record, find: Callable[[str], Record | None]) -> str | None:
@@ -212,7 +230,9 @@ def error_response(error: RoutingError) -> ErrorResponse:
             )
             return _answer(400, "context_length_exceeded", message, param="messages")
         case ModelNotReadyError():
-            message = f"The model `{error.model}` is not ready (status: {error.status})."
+            # What was requested, because the id behind an alias is not for clients.
+            name = error.model if error.requested is None else error.requested
+            message = f"The model `{name}` is not ready (status: {error.status})."
             seconds = error.retry_after
             # The status is text, and need not be the enum's own member.
             if seconds is None and error.status == EndpointStatus.LOADING:

@@ -1,12 +1,13 @@
 """The directory of served models: which endpoints exist, and by which names they are found."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 
 from bonsai_routing._checks import check_name
 from bonsai_routing._ledger import new_future
 from bonsai_routing._record import make_note
 from bonsai_routing._store import Contents, RegistryChange, Store
+from bonsai_routing._targets import AliasTarget, make_target
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.leases import DrainingEndpoint, Publication
 from bonsai_routing.model_id import ModelId
@@ -61,36 +62,54 @@ class ModelRegistry:
         self._store.run(self._store.publish, endpoint, handle)
 
     def unregister(self, id: ModelId | str) -> ModelEndpoint | None:
-        """Remove the endpoint of that id, with every alias of it, and return it; ``None`` if there is none.
+        """Remove the endpoint of that id, with every alias of it alone, and return it; ``None`` if there is none.
+
+        An alias with other targets loses this one.
 
         If it was the default, there is no default afterwards.
         An alias is not an id: it cannot be used to unregister.
         """
         return self._store.run(self._store.remove, check_name("id", id))
 
-    def add_alias(self, alias: str, target: ModelId | str) -> None:
-        """Map *alias* to the id *target*, and replace its previous target.
+    def add_alias(self, alias: str, target: AliasTarget, *others: AliasTarget) -> None:
+        """Map *alias* to the id *target*, or to several targets, and replace what it was mapped to.
 
         The target need not be registered yet: the alias resolves as soon as it is.
-        An alias maps to an id, never to another alias.
+        An alias maps to ids, never to another alias.
         If an id and an alias have the same name, the id wins.
+
+        Several targets are tried in their order: the first that is ready answers.
+        In place of an id, a mapping of ids to weights is one step in this order: of those that are ready one is drawn,
+        as often as its weight says. A weight is a whole number; a target with the weight 0 is left out.
+        When a target is unregistered, the alias loses it, and it is removed with its last target.
+        Raises ``TypeError`` or ``ValueError`` when a target is neither an id nor such a mapping, or no weight is above
+        0.
+
+        >>> registry = ModelRegistry()
+        >>> registry.register(ModelEndpoint("v1", "qwen3-8b"))
+        >>> registry.register(ModelEndpoint("v2", "qwen3-8b", status="loading"))
+        >>> registry.add_alias("chat", "v2", "v1")
+        >>> registry.resolve("chat")
+        ModelEndpoint('v1', 'qwen3-8b')
         """
         if not isinstance(alias, str):
             raise TypeError(f"alias must be a str, not {alias!r}")
-        key = target if isinstance(target, str) else check_name("target", target)
-        self._store.run(self._store.set_alias, alias, key)
+        # Most aliases have one target, and only the other kinds of targets need more checks.
+        made = target if isinstance(target, str) and not others else make_target((target, *others))
+        self._store.run(self._store.set_alias, alias, made)
 
     def resolve(self, id_or_alias: ModelId | str) -> ModelEndpoint | None:
         """Return the endpoint of that id or, if there is none, of that alias; ``None`` if there is neither.
 
         The endpoint may have any status.
+        Of several targets of an alias it is the first that is ready, or the first registered if none is.
         """
         directory = self._directory
         try:
             record = directory.tables.names[id_or_alias]
             if not directory.before and id_or_alias is not None:
                 return record.endpoint
-        except (KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError):
             pass
         found = directory.find(check_name("id_or_alias", id_or_alias))
         return None if found is None else found.endpoint
@@ -155,12 +174,16 @@ class ModelRegistry:
 
     # Everyday changes
 
-    def aliases(self) -> dict[str, str]:
+    def aliases(self) -> dict[str, str | tuple[str | Mapping[str, int], ...]]:
         """Return a new dictionary of all aliases and the ids that they map to, in the order in which they were added.
 
+        The value of an alias with several targets is a tuple of what :meth:`add_alias` takes for each.
         It includes aliases whose target is not registered, and aliases that an id of the same name shadows.
         """
-        return {alias: id for alias, id in self._directory.snapshot()[1].items() if alias is not None}
+        targets = self._directory.snapshot()[1].items()
+        return {
+            alias: target if isinstance(target, str) else target.tiers for alias, target in targets if alias is not None
+        }
 
     def remove_alias(self, alias: str) -> bool:
         """Remove *alias*; return whether there was such an alias. An id of the same name stays."""
@@ -214,6 +237,7 @@ class ModelRegistry:
     def when_ready(self, name: ModelId | str) -> Future[ModelEndpoint]:
         """Return a future of the endpoint of that id or alias, which completes as soon as the endpoint is ready.
 
+        It completes as soon as one of several targets is ready, and waits while one of them is ``loading``.
         The future fails with :class:`ModelNotReadyError` when the status becomes ``error`` or ``disabled``, and with
         :class:`ModelNotFoundError` when nothing has the name any more. It cannot be cancelled.
         If it need not wait, it has completed or failed already.

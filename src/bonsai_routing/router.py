@@ -1,16 +1,21 @@
 """Which endpoint answers a request."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from bonsai_routing._checks import check_tokens
-from bonsai_routing._directory import LARGEST
-from bonsai_routing._routing import find_record
+from bonsai_routing._checks import check_name, check_tokens
+from bonsai_routing._directory import LARGEST, Directory
+from bonsai_routing._record import Record
+from bonsai_routing._routing import find_next, find_record, rank
 from bonsai_routing.endpoint import ModelEndpoint
+from bonsai_routing.errors import RoutingError
 from bonsai_routing.leases import Lease
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
 
-__all__ = ["ModelListEntry", "ModelRouter"]
+__all__ = ["Candidates", "ModelListEntry", "ModelRouter"]
 
 # The owner of every model, as in the reference.
 OWNER = "oxibonsai"
@@ -28,6 +33,18 @@ class ModelListEntry:
     object: str
     owned_by: str
     created: int
+
+
+class Candidates(NamedTuple):
+    """Who may answer a request, as :meth:`ModelRouter.candidates` returns it.
+
+    ``able`` are the endpoints that may answer, the best first.
+    ``refused`` are the ids of the other targets, each with the reason why it may not answer: ``"not found"``, its
+    status, with the reason that the server has given, or the context length that is too short.
+    """
+
+    able: tuple[ModelEndpoint, ...]
+    refused: tuple[tuple[str, str], ...]
 
 
 class ModelRouter:
@@ -58,6 +75,7 @@ class ModelRouter:
         Raises :class:`ModelNotFoundError` when nothing has the name, :class:`ModelNotReadyError` when the endpoint is
         not ready, and :class:`NoModelsAvailableError` when nothing was requested and there is no default.
         Another model never answers instead.
+        Of several targets of an alias the first that is ready answers. If none is ready, the error is the first one's.
         """
         directory = self.registry._directory
         try:
@@ -71,6 +89,7 @@ class ModelRouter:
 
         If no model was requested and the tokens do not fit into the default's context, the ready endpoint with the
         largest context answers; of equals the one that was registered first.
+        Of several targets of an alias the first answers that is ready and into whose context the tokens fit.
         Raises what :meth:`route` raises, and :class:`ContextTooLongError` when the tokens fit nowhere.
         """
         directory = self.registry._directory
@@ -121,3 +140,103 @@ class ModelRouter:
             check_tokens("required_context", required_context)
         store = self.registry._store
         return store.run(store.lease, find_record, requested_model, required_context)
+
+    # Several targets
+
+    def leases(
+        self,
+        requested_model: ModelId | str | None = None,
+        required_context: int | None = None,
+        *,
+        key: str | None = None,
+    ) -> Iterator[Lease]:
+        """Return an iterator of leases of the endpoints that may answer, the best first, each leased at its turn.
+
+        For an alias with several targets, these are the targets that are ready, into whose context *required_context*
+        tokens fit. Any other name has one lease, as from :meth:`lease`. No id comes twice.
+        Between targets with weights, *key* decides, for example the id of a user: the same key has the same order on
+        every machine, while the targets and their weights stay the same. ``None`` means a random order.
+        The first lease raises what :meth:`lease` raises. Later the iterator ends when nobody is left.
+
+        Each lease is the caller's: use it in a ``with`` block, and go on with the loop if the engine has failed.
+
+        >>> registry = ModelRegistry()
+        >>> for id in ("v1", "v2"):
+        ...     registry.register(ModelEndpoint(id, "qwen3-8b"))
+        >>> registry.add_alias("chat", "v2", "v1")
+        >>> for lease in ModelRouter(registry).leases("chat"):
+        ...     with lease:
+        ...         print(lease.endpoint.id)
+        v2
+        v1
+        """
+        name = _check(requested_model, required_context, key)
+        # One key for all steps, because a random order must stay the same too.
+        return self._leases(name, requested_model, required_context, os.urandom(16).hex() if key is None else key)
+
+    def _leases(
+        self, name: str | None, requested_model: ModelId | str | None, required_context: int | None, key: str
+    ) -> Iterator[Lease]:
+        tried: set[str] = set()
+
+        def find(directory: Directory, _: ModelId | str | None, required_context: int | None) -> Record:
+            record = find_next(directory, name, required_context, key, tried)
+            tried.add(record.id)
+            return record
+
+        store = self.registry._store
+        while True:
+            try:
+                found = [store.run(store.lease, find, requested_model, required_context)]
+            except RoutingError:
+                if tried:
+                    return
+                raise
+            # No reference stays here, so a lease that the caller drops is released.
+            yield found.pop()
+
+    def candidates(
+        self,
+        requested_model: ModelId | str | None = None,
+        required_context: int | None = None,
+        *,
+        key: str | None = None,
+    ) -> Candidates:
+        """Return who may answer a request, the best first, and why the others may not, as of one moment.
+
+        The arguments are those of :meth:`leases`, which leases the endpoints in this order.
+        Raises :class:`ModelNotFoundError` when neither an id nor an alias has the name, and
+        :class:`NoModelsAvailableError` when nothing was requested and there is no default.
+
+        >>> registry = ModelRegistry()
+        >>> registry.register(ModelEndpoint("v1", "qwen3-8b"))
+        >>> registry.register(ModelEndpoint("v2", "qwen3-8b", status="loading"))
+        >>> registry.add_alias("chat", "v2", "v1")
+        >>> ModelRouter(registry).candidates("chat")
+        Candidates(able=(ModelEndpoint('v1', 'qwen3-8b'),), refused=(('v2', 'loading'),))
+        """
+        name = _check(requested_model, required_context, key)
+        ranking = rank(self.registry._directory, name, required_context, key)
+        if not ranking.able and not ranking.others:
+            raise ranking.error(name, 0)
+        refused = tuple((id, _why_not(record)) for id, record in ranking.others)
+        return Candidates(tuple(record.endpoint for record in ranking.able), refused)
+
+
+def _check(requested_model: ModelId | str | None, required_context: int | None, key: str | None) -> str | None:
+    """Return the requested name as text. Raise ``TypeError`` or ``ValueError`` when an argument is not valid."""
+    if required_context is not None:
+        check_tokens("required_context", required_context)
+    if not (key is None or isinstance(key, str)):
+        raise TypeError(f"key must be a str or None, not {key!r}")
+    return None if requested_model is None else check_name("requested_model", requested_model)
+
+
+def _why_not(record: Record | None) -> str:
+    """Return why the target with that record may not answer; ``None`` stands for an id that is not registered."""
+    if record is None:
+        return "not found"
+    if record.is_ready:
+        return f"a context of {record.endpoint.max_context_length} tokens"
+    status = record.endpoint.status.value
+    return status if record.note is None or record.note.reason is None else f"{status}: {record.note.reason}"

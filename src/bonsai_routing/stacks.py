@@ -83,11 +83,13 @@ def lease_stack(store: Store, base: str | None, refs: list[AdapterRef], required
     record = store.directory.find(base)
     if record is None:
         raise NoModelsAvailableError if base is None else ModelNotFoundError(base)
+    # Errors say the name that was requested, so that a client does not see the id behind an alias.
+    shown = record.id if base is None else base
     if record.endpoint.adapter is not None:
-        raise AdapterBaseError(record.id, base or record.id, "it is an adapter's endpoint, not a base")
-    record.require_ready()
+        raise AdapterBaseError(shown, shown, "it is an adapter's endpoint, not a base")
+    record.require_ready(base)
     # Everything is checked before the first lease, so an error leaves nothing leased.
-    found = [_member(store.directory, record.id, ref.name) for ref in refs]
+    found = [_member(store.directory, record.id, ref.name, shown) for ref in refs]
     records = [record, *(member for member, _ in found)]
     shortest = min(records, key=lambda each: each.endpoint.max_context_length)
     if required_context is not None and required_context > shortest.endpoint.max_context_length:
@@ -100,15 +102,18 @@ def lease_stack(store: Store, base: str | None, refs: list[AdapterRef], required
     return StackLease(leases, members)
 
 
-def _member(directory: Directory, base: str, name: str) -> tuple[Record, LoraAdapter]:
-    """Return the ready adapter on *base* with that name or id, and its record. Raise an error when there is none."""
+def _member(directory: Directory, base: str, name: str, shown: str) -> tuple[Record, LoraAdapter]:
+    """Return the ready adapter on *base* with that name or id, and its record.
+
+    Raise an error, which shows the base as *shown*, when there is none.
+    """
     for record in _candidates(directory, base, name):
         if record is not None and record.adapter is not None:
             if record.adapter.base_model != base:
-                raise AdapterBaseError(name, base, f"it is loaded on '{record.adapter.base_model}'")
-            record.require_ready()
+                raise AdapterBaseError(name, shown, f"it is loaded on '{record.adapter.base_model}'")
+            record.require_ready(f"{shown}:{record.adapter.name}")
             return record, record.adapter
-    raise ModelNotFoundError(name if name.startswith(f"{base}:") else f"{base}:{name}")
+    raise ModelNotFoundError(name if name.startswith(f"{base}:") else f"{shown}:{name}")
 
 
 def _candidates(directory: Directory, base: str, name: str) -> Iterator[Record | None]:
