@@ -126,19 +126,25 @@ class Directory:
         return None if record is None or record is CHOICE or record.id != id else record
 
     def find_targets(self, name: str | None) -> tuple[Target | None, dict[str, Record], Record | None]:
-        """Return what a name maps to, the records of these ids, and the ready record with the largest context.
+        """Return what a name maps to, and the records of these ids, as of the same moment.
 
-        All are as of the same moment. A registered id maps to itself. An id that is not registered has no record.
+        A registered id maps to itself. An id that is not registered has no record.
+        For the default, the ready record with the largest context comes third, as of the same moment too.
         """
 
         def read(tables: Tables) -> tuple[Target | None, dict[str, Record], Record | None]:
-            target: Target | None = name
-            if name is None or self.find_id(name) is None:
-                target = tables.aliases.get(name)
-                if self.before:
-                    target = self.before_aliases.get(name, target)
-            found = map(self.find_id, ids_of(target))
-            return target, {each.id: each for each in found if each is not None}, self.find_indexed(LARGEST)
+            largest = None
+            if name is None:
+                largest = self.find_indexed(LARGEST)
+            else:
+                record = self.find_id(name)
+                if record is not None:
+                    return name, {name: record}, None
+            target = tables.aliases.get(name)
+            if self.before:
+                target = self.before_aliases.get(name, target)
+            found = [self.find_id(id) for id in ids_of(target)]
+            return target, {record.id: record for record in found if record is not None}, largest
 
         return self._read(read)[0]
 

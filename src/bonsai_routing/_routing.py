@@ -68,14 +68,19 @@ class Ranking(NamedTuple):
 def rank(directory: Directory, name: str | None, required_context: int | None, key: str | None) -> Ranking:
     """Return which targets of a name may answer, and which may not. *key* decides between weights, or else chance."""
     target, records, largest = directory.find_targets(name)
-    fitting = [
-        record
-        for record in records.values()
-        if required_context is None or required_context <= record.endpoint.max_context_length
-    ]
-    able = {record.id: record for record in fitting if record.is_ready}
-    others = [(id, records.get(id)) for id in ids_of(target) if id not in able]
-    ranked = [able[id] for id in in_order(target, name, key) if id in able]
+    able: dict[str, Record] = {}
+    others: list[tuple[str, Record | None]] = []
+    for id in ids_of(target):
+        record = records.get(id)
+        if (
+            record is not None
+            and record.is_ready
+            and (required_context is None or required_context <= record.endpoint.max_context_length)
+        ):
+            able[id] = record
+        else:
+            others.append((id, record))
+    ranked = [able.pop(id) for id in in_order(target, name, key) if id in able]
     if (
         name is None
         and not ranked

@@ -1,7 +1,7 @@
 """What an alias maps to: an id, or several ids in tiers that are tried in order."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from math import log
 from typing import NamedTuple
@@ -58,28 +58,29 @@ def ids_of(target: Target | None) -> tuple[str, ...]:
     return (target,) if isinstance(target, str) else target.ids
 
 
-def in_order(target: Target | None, alias: str | None, key: str | None) -> list[str]:
-    """Return the ids that an alias maps to, the best first.
+def in_order(target: Target | None, alias: str | None, key: str | None) -> Sequence[str]:
+    """Return the ids that an alias maps to, the best first. An id that is in several tiers comes several times.
 
     The ids of a tier with weights are in the order of weighted rendezvous hashing: each id draws a number from a hash
-    of *alias*, *key* and the id, and its weight says how soon such a number comes.
+    of *alias*, *key* and the id, and its weight says how likely a large number is.
     So a key has the same order everywhere, and an id that comes or goes moves its own share of the keys alone.
     With ``None`` as *key*, the order is random.
     The source of the method is "Weighted distributed hash tables" by Schindelhauer and Schomaker (2005).
     """
     if not isinstance(target, Targets):
-        return [*ids_of(target)]
+        return ids_of(target)
     if not target.has_weights:
-        return [*target.ids]
-    prefix = f"{alias or ''}\0{os.urandom(16).hex() if key is None else key}\0"
-    ids: dict[str, None] = {}
+        return target.ids
+    prefix = _encoded(f"{alias or ''}\0{os.urandom(16).hex() if key is None else key}\0")
+    ids: list[str] = []
     for tier in target.tiers:
         if isinstance(tier, str):
-            ids[tier] = None
+            ids.append(tier)
         else:
-            draws = sorted((-log(_uniform(prefix + id)) / weight, id) for id, weight in tier.items())
-            ids.update((id, None) for _, id in draws)
-    return [*ids]
+            draws = [(log(_uniform(prefix + _encoded(id))) / weight, id) for id, weight in tier.items()]
+            draws.sort(reverse=True)
+            ids += [id for _, id in draws]
+    return ids
 
 
 def leading(target: Target | None, able: Collection[str]) -> str | None:
@@ -132,8 +133,13 @@ def _joined(tiers: list[Mapping[str, int]]) -> Target:
     return Targets(plain, ids, any(len(tier) > 1 for tier in tiers))
 
 
-def _uniform(text: str) -> float:
-    """Return a number between 0 and 1, without either, that is a hash of *text*."""
-    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def _encoded(text: str) -> bytes:
+    # A name may hold half of a surrogate pair.
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _uniform(data: bytes) -> float:
+    """Return a number between 0 and 1, without either, that is a hash of *data*."""
+    digest = blake2b(data, digest_size=8).digest()
     # 52 bits and a half fit into a float exactly, so the largest result is still below 1.
     return ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52

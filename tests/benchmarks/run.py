@@ -89,8 +89,13 @@ class World:
         self.names["ids"] = [model[0] for model in self.models] * turns
         self.names["aliases"] = [model[2] for model in self.models] * turns
         self.unknown = [f"{name}?" for name in self.names["ids"]]
-        # The same models, loaded on demand.
-        self.loader = loaded([model[0] for model in self.models]) if size < SMALL else None
+        if size < SMALL:
+            # The same models, loaded on demand.
+            self.loader = loaded([model[0] for model in self.models])
+            # The same models, under names with several targets.
+            self.several = ModelRouter(several(endpoints))
+            self.names["in tiers"] = [f"best-{id}" for id in ids] * turns
+            names.update({f"best-{endpoint.id}": endpoint for endpoint in endpoints})
 
 
 def loaded(ids: list[str]) -> ModelLoader:
@@ -104,6 +109,16 @@ def loaded(ids: list[str]) -> ModelLoader:
     if len(loader.loaded()) != len(ids):
         raise AssertionError("not every model was loaded")
     return loader
+
+
+def several(endpoints: list[ModelEndpoint]) -> ModelRegistry:
+    """Return a registry with an alias for each endpoint that has another target first, and one with weights."""
+    registry = ModelRegistry()
+    for endpoint in endpoints:
+        registry.register(endpoint)
+        registry.add_alias(f"best-{endpoint.id}", "not registered", endpoint.id)
+    registry.add_alias("split", {str(each.id): weight for each, weight in zip(endpoints, (60, 30, 10), strict=False)})
+    return registry
 
 
 def built(rng: random.Random, prefix: str, count: int) -> list[ModelEndpoint]:
@@ -171,11 +186,24 @@ def lease(world: World, names: list[str]) -> float:
 
 
 def lease_loaded(world: World, names: list[str]) -> float:
-    assert world.loader is not None
     call = world.loader.lease
     start = clock()
     for name in names:
         call(name).release()
+    return (clock() - start) / len(names)
+
+
+def route_in_tiers(world: World, names: list[str]) -> float:
+    return each(world.several.route, names)
+
+
+def lease_by_key(world: World, names: list[str]) -> float:
+    call = world.several.leases
+    start = clock()
+    for name in names:
+        for lease in call("split", key=name):
+            lease.release()
+            break
     return (clock() - start) / len(names)
 
 
@@ -248,8 +276,12 @@ def renew(world: World, names: list[str]) -> float:
 
 Operation = Callable[[World, list[str]], float]
 
-# Measured in a small registry only: loading a hundred thousand models one by one takes too long.
-LOADED = "ModelLoader.lease(id), loaded, its release()"
+# Measured in a small registry only: the second one that they need would be as large as the first.
+SMALL_ONLY: tuple[tuple[str, Operation, str, float | None], ...] = (
+    ("ModelLoader.lease(id), loaded, its release()", lease_loaded, "ids", 60),
+    ("route(alias), second of two targets", route_in_tiers, "in tiers", 1.2),
+    ("leases(alias, key) of three, one release()", lease_by_key, "ids", 150),
+)
 
 # What is measured, the names of the floor to compare with, and the bar: at most how many times the floor it may take.
 # What only reads comes first: it finds the memory as it was filled.
@@ -265,7 +297,6 @@ OPERATIONS: tuple[tuple[str, Operation, str, float | None], ...] = (
     ("route_for_context(None, n), fallback", route_fallback, "one", 3),
     ("the same after the largest flipped", flip_and_fallback, "one", 100),
     ("lease(id) and its release()", lease, "ids", 26),
-    (LOADED, lease_loaded, "ids", 60),
     ("ModelNotFoundError, raised and caught", refuse, "ids", 20),
     ("models_list(), per entry", models_list, "in order", 4),
     ("register() of a new endpoint", register, "in order", 60),
@@ -321,8 +352,8 @@ def speed(sizes: Iterable[int], quick: bool, only: Container[str] | None = None)
     """Measure the operations, or *only* those of these titles, at every size."""
     for size in sizes:
         world = World(size, 5_000 if quick else 20_000)
-        for operation in OPERATIONS:
-            if (only is None or operation[0] in only) and (size < SMALL or operation[0] != LOADED):
+        for operation in (*OPERATIONS, *(SMALL_ONLY if size < SMALL else ())):
+            if only is None or operation[0] in only:
                 title, call, kind, bar = operation
                 if size < SMALL:
                     bar = SMALL_BARS.get(title, bar)
