@@ -44,7 +44,7 @@ def mapping(**changes: object) -> dict[str, object]:
 
 
 def endpoint(**fields: object) -> dict[str, object]:
-    return {"id": "a", "base_model": "weights", **fields}
+    return {"id": "a", "base_model": "weights", "max_context_length": 4096, **fields}
 
 
 def adapter(**fields: object) -> dict[str, object]:
@@ -83,7 +83,7 @@ def random_config(chance: random.Random) -> RoutingConfig:
         return chance.choice(WORDS) + chance.choice(["", "", "-", chance.choice(WORDS)])
 
     endpoints: dict[str, ModelEndpoint] = {}
-    for _ in range(chance.randrange(5)):
+    for _ in range(chance.randrange(1, 5)):
         id = word()
         endpoints[id] = ModelEndpoint(
             id,

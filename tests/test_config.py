@@ -50,7 +50,7 @@ def test_any_mapping_is_a_table_and_a_tuple_is_an_array() -> None:
     table = MappingProxyType(
         {
             "schema": 1,
-            "endpoints": (MappingProxyType({"id": "a", "base_model": "w"}),),
+            "endpoints": (MappingProxyType({"id": "a", "base_model": "w", "max_context_length": 4096}),),
             "aliases": MappingProxyType({"x": "a"}),
         }
     )
@@ -79,11 +79,12 @@ def test_every_key_reaches_its_field() -> None:
     assert config.default == "base:x"
 
 
-def test_the_schema_alone_is_an_empty_configuration() -> None:
-    config = RoutingConfig.from_mapping({"schema": 1})
-    assert config == RoutingConfig()
-    assert config.registry().is_empty()
-    assert config.to_mapping() == {"schema": 1}
+def test_an_empty_configuration_can_be_written_in_python_but_not_read() -> None:
+    assert RoutingConfig().registry().is_empty()
+    assert problems(lambda: RoutingConfig.from_mapping(RoutingConfig().to_mapping())) == ("endpoints is missing",)
+    assert problems(lambda: RoutingConfig.from_mapping({"schema": 1, "endpoints": []})) == (
+        "endpoints must have at least one table",
+    )
 
 
 def test_null_is_valid_where_none_has_a_meaning() -> None:
@@ -122,7 +123,6 @@ def test_the_example_of_the_documentation_is_valid() -> None:
         ("m.toml", b"schema = 1 # \xff", "the file is not UTF-8: invalid start byte at byte 13"),
         ("m.toml", "schema = 1".encode("utf-16"), "the file is not UTF-8: "),
         ("m.toml", "schema = " + "[" * 10**5, "the file is nested too deeply"),
-        ("m.toml", "", "schema is missing"),
         ("m.json", "{", "the file is not JSON: "),
         ("m.json", "", "the file is not JSON: "),
         ("m.json", '{"schema": 1,}', "the file is not JSON: "),
@@ -141,6 +141,14 @@ def test_a_broken_file_is_one_problem_with_its_name(tmp_path: Path, name: str, c
     (problem,) = problems(lambda: RoutingConfig.read(path))
     assert problem.startswith(f"{path}: {rule}")
     assert len(problem) < len(str(path)) + 200
+
+
+def test_an_empty_file_is_not_an_empty_configuration(tmp_path: Path) -> None:
+    path = write_file(tmp_path, "")
+    assert problems(lambda: RoutingConfig.read(path)) == (
+        f"{path}: schema is missing",
+        f"{path}: endpoints is missing",
+    )
 
 
 def test_a_file_that_cannot_be_opened_is_one_problem(tmp_path: Path) -> None:
@@ -171,7 +179,8 @@ def test_a_line_break_in_a_name_makes_no_line_of_its_own() -> None:
 
 def test_a_key_that_json_gives_twice_is_a_problem_wherever_it_is(tmp_path: Path) -> None:
     content = """{"schema": 1, "schema": 1, "default": "a", "endpoints": [
-        {"id": "b", "base_model": "w"}, {"id": "z", "base_model": "w", "id": "a", "id": "a"}],
+        {"id": "b", "base_model": "w", "max_context_length": 1},
+        {"id": "z", "base_model": "w", "id": "a", "id": "a", "max_context_length": 1}],
         "aliases": {"a b": "a", "x": "a", "a b": "b"}}"""
     path = write_file(tmp_path, content, "models.json")
     assert problems(lambda: RoutingConfig.read(path)) == (

@@ -175,7 +175,8 @@ def test_a_wrong_value_anywhere_else_is_named(changes: dict[str, object], proble
 
 
 def test_a_key_is_text() -> None:
-    table: dict[object, object] = {"schema": 1, 8: "base", None: "base"}
+    table: dict[object, object] = {8: "base", None: "base"}
+    table.update(mapping())
     assert problems(lambda: RoutingConfig.from_mapping(table)) == (  # type: ignore[arg-type]
         "the configuration must have text for keys, not 8",
         "the configuration must have text for keys, not None",
@@ -188,8 +189,8 @@ def test_a_value_that_is_not_a_table_is_one_problem(value: object) -> None:
     assert read == (f"the configuration must be a table, not {value!r}",)
 
 
-@pytest.mark.parametrize("key", ["id", "base_model"])
-def test_an_endpoint_needs_an_id_and_weights(key: str) -> None:
+@pytest.mark.parametrize("key", ["id", "base_model", "max_context_length"])
+def test_an_endpoint_needs_an_id_weights_and_a_context_length(key: str) -> None:
     table = endpoint(id="b")
     del table[key]
     assert problems_with(endpoints=[endpoint(id="base"), table]) == (f"endpoints[1].{key} is missing",)
@@ -225,6 +226,14 @@ def test_an_adapter_from_a_peft_directory_needs_a_base() -> None:
 )
 def test_an_unknown_key_gets_the_most_similar_key_as_a_suggestion(changes: dict[str, object], problem: str) -> None:
     assert problems_with(**changes) == (problem,)
+
+
+def test_a_misspelt_key_is_not_missing_as_well() -> None:
+    table = endpoint(id="b", max_context_lenght=5)
+    del table["max_context_length"]
+    assert problems_with(endpoints=[endpoint(id="base"), table]) == (
+        "endpoints[1].max_context_lenght is not a known key; did you mean 'max_context_length'?",
+    )
 
 
 def test_an_endpoint_has_no_is_default_key() -> None:

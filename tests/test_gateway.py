@@ -47,15 +47,18 @@ max_context_length = 1000000
 [[endpoints]]
 id = "org/name"
 base_model = "llama"
+max_context_length = 4096
 
 [[endpoints]]
 id = "soon"
 base_model = "qwen3-1t"
+max_context_length = 4096
 status = "loading"
 
 [[endpoints]]
 id = "broken"
 base_model = "qwen3-1t"
+max_context_length = 4096
 status = "error"
 
 [[adapters]]
@@ -694,7 +697,7 @@ def test_no_request_fails_while_adapters_are_swapped_and_the_file_is_read_again(
 
 # Signals.
 
-NEW = '\n[[endpoints]]\nid = "new"\nbase_model = "qwen4"\n'
+NEW = '\n[[endpoints]]\nid = "new"\nbase_model = "qwen4"\nmax_context_length = 4096\n'
 
 
 @signals
@@ -787,7 +790,11 @@ def test_no_request_fails_while_models_are_swapped_and_the_file_is_read_again(tm
         # Each version has another adapter of that name, and another base.
         models = MODELS.replace('source = "adapters/code"', f'source = "adapters/code-v{number}"')
         models = models.replace("max_context_length = 1000000", f"max_context_length = {1000000 + number}")
-        return models + f'\n[[endpoints]]\nid = "v{number}"\nbase_model = "v"\n' + (NEW if number % 2 else "")
+        return (
+            models
+            + f'\n[[endpoints]]\nid = "v{number}"\nbase_model = "v"\nmax_context_length = 4096\n'
+            + (NEW if number % 2 else "")
+        )
 
     with running(tmp_path, version(0)) as gateway:
         crowd = Crowd(gateway.port)

@@ -920,7 +920,7 @@ def test_a_configuration_that_is_read_again_unloads_nothing() -> None:
     config = RoutingConfig.from_mapping(
         {
             "schema": 1,
-            "endpoints": [{"id": "bonsai", "base_model": "qwen"}],
+            "endpoints": [{"id": "bonsai", "base_model": "qwen", "max_context_length": 4096}],
             "adapters": [{"name": "code", "base_model": "bonsai", "source": "adapters/code"}],
         }
     )

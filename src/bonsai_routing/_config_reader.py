@@ -18,10 +18,10 @@ KEYS = ("schema", "default", "endpoints", "adapters", "aliases")
 ENDPOINT_KEYS = (
     "id",
     "base_model",
+    "max_context_length",
     "display_name",
     "description",
     "adapter",
-    "max_context_length",
     "status",
     "metadata",
 )
@@ -72,17 +72,22 @@ class ConfigReader:
     ) -> dict[str, object]:
         """Return the items of a table whose keys are in *keys*. Note unknown keys and missing keys.
 
+        A missing key that an unknown key resembles is noted with the unknown key only.
         If *value* is not a table, return an empty dictionary.
         """
         if not isinstance(value, Mapping):
             self.add_problem(path or "the configuration", f"must be a table, not {short_repr(value)}")
             return {}
         self.check_keys(path, value)
+        suggested: list[str] = []
         for key in value:
             if isinstance(key, str) and key not in keys:
-                self.add_problem(key_path(path, key), f"is not a known key; {_suggest_key(key, keys)}")
+                similar = difflib.get_close_matches(key, keys, 1)
+                suggested += similar
+                rule = f"did you mean {similar[0]!r}?" if similar else f"the keys are {', '.join(keys)}"
+                self.add_problem(key_path(path, key), f"is not a known key; {rule}")
         for key in required:
-            if key not in value:
+            if key not in value and key not in suggested:
                 self.add_problem(key_path(path, key), "is missing")
         return {key: item for key, item in value.items() if key in keys}
 
@@ -95,12 +100,14 @@ class ConfigReader:
             for key in table.duplicates:
                 self.add_problem(key_path(path, key), "is given twice")
 
-    def array(self, key: str, top: Mapping[str, object]) -> list[tuple[str, object]]:
-        """Return the path and the value of each item of an array."""
+    def array(self, key: str, top: Mapping[str, object], *, required: bool = False) -> list[tuple[str, object]]:
+        """Return the path and the value of each item of an array. If it is *required*, it must not be empty."""
         value = top.get(key, ())
         if not isinstance(value, (list, tuple)):
             self.add_problem(key, f"must be an array of tables, in TOML [[{key}]], not {short_repr(value)}")
             return []
+        if required and key in top and not value:
+            self.add_problem(key, "must have at least one table")
         return [(f"{key}[{index}]", item) for index, item in enumerate(value)]
 
     def schema(self, top: Mapping[str, object]) -> None:
@@ -112,7 +119,7 @@ class ConfigReader:
     def endpoint(self, path: str, value: object) -> ModelEndpoint | None:
         """Return an endpoint with the valid fields of a table, or ``None`` if the id is invalid."""
         before = len(self.problems)
-        table = self.table(path, value, ENDPOINT_KEYS, required=("id", "base_model"))
+        table = self.table(path, value, ENDPOINT_KEYS, required=ENDPOINT_KEYS[:3])
         placeholder = {"id": "", "base_model": ""}
         fields = self.valid_fields(path, table, ModelEndpoint, placeholder)
         self.check_metadata(f"{path}.metadata", fields.get("metadata"))
@@ -231,9 +238,3 @@ def _error_text(make: Callable[..., object], fields: Mapping[str, object]) -> st
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         return shorten(str(error))
     return None
-
-
-def _suggest_key(key: str, keys: Collection[str]) -> str:
-    """Return the most similar known key as a question, or all known keys if none is similar."""
-    similar = difflib.get_close_matches(key, keys, 1)
-    return f"did you mean {similar[0]!r}?" if similar else f"the keys are {', '.join(keys)}"

@@ -126,9 +126,9 @@ class RoutingConfig:
         If there are problems, raises :class:`ConfigError`.
         """
         reader = ConfigReader(os.fsdecode(directory))
-        top = reader.table("", mapping, KEYS, required=("schema",))
+        top = reader.table("", mapping, KEYS, required=("schema", "endpoints"))
         reader.schema(top)
-        endpoints = [reader.endpoint(path, value) for path, value in reader.array("endpoints", top)]
+        endpoints = [reader.endpoint(path, value) for path, value in reader.array("endpoints", top, required=True)]
         adapters = [reader.adapter(path, value) for path, value in reader.array("adapters", top)]
         aliases = reader.aliases(top)
         default = reader.default(top)
@@ -142,7 +142,7 @@ class RoutingConfig:
         """Return a new mapping from which :meth:`from_mapping` makes an equal configuration.
 
         The mapping consists of dictionaries, lists, text and numbers, and in metadata also booleans and ``None``.
-        Fields with their default value are left out.
+        Fields with their default value are left out, except an endpoint's ``max_context_length``.
         An adapter that was read from a PEFT directory is written with its own fields, without ``peft``.
         """
         mapping: dict[str, object] = {"schema": 1}
@@ -150,7 +150,7 @@ class RoutingConfig:
             mapping["default"] = self.default
         if self.endpoints:
             mapping["endpoints"] = [
-                _to_mapping(each, ModelEndpoint(each.id, each.base_model), ENDPOINT_KEYS, 2) for each in self.endpoints
+                _to_mapping(each, ModelEndpoint(each.id, each.base_model), ENDPOINT_KEYS, 3) for each in self.endpoints
             ]
         if self.adapters:
             unchecked, statuses = set(self.unchecked), dict(self.adapter_status)

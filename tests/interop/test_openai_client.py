@@ -24,6 +24,7 @@ NOT_READY = """
 [[endpoints]]
 id = "bonsai-405b"
 base_model = "qwen3-405b"
+max_context_length = 131072
 status = "disabled"
 """
 

@@ -137,7 +137,10 @@ def grown(start: dict[str, object]) -> dict[str, object]:
     """Return the example configuration with one more endpoint, the first of all."""
     endpoints = start["endpoints"]
     assert isinstance(endpoints, list)
-    return {**start, "endpoints": [{"id": "bonsai-14b", "base_model": "qwen3-14b"}, *endpoints]}
+    return {
+        **start,
+        "endpoints": [{"id": "bonsai-14b", "base_model": "qwen3-14b", "max_context_length": 32768}, *endpoints],
+    }
 
 
 @pytest.fixture
