@@ -82,9 +82,12 @@ def random_config(chance: random.Random) -> RoutingConfig:
     def word() -> str:
         return chance.choice(WORDS) + chance.choice(["", "", "-", chance.choice(WORDS)])
 
+    def name() -> str:
+        return " ".join(word().split()) or "-"
+
     endpoints: dict[str, ModelEndpoint] = {}
     for _ in range(chance.randrange(1, 5)):
-        id = word()
+        id = name()
         endpoints[id] = ModelEndpoint(
             id,
             word(),
@@ -98,7 +101,7 @@ def random_config(chance: random.Random) -> RoutingConfig:
     adapters: dict[str, LoraAdapter] = {}
     for base in [each for each in endpoints.values() if each.adapter is None]:
         made = LoraAdapter(
-            word() or "-",
+            name(),
             str(base.id),
             word(),
             rank=chance.choice([None, 1, 64]),
@@ -111,7 +114,7 @@ def random_config(chance: random.Random) -> RoutingConfig:
         if str(made.id) not in endpoints:
             adapters[str(made.id)] = made
     ids = [*endpoints, *adapters]
-    aliases = {word(): chance.choice(ids) for _ in range(chance.randrange(4)) if ids}
+    aliases = {name(): chance.choice(ids) for _ in range(chance.randrange(4)) if ids}
     pairs = [(alias, id) for alias, id in aliases.items() if alias not in ids]
     default = chance.choice([None, *ids, *(alias for alias, _ in pairs)])
     return RoutingConfig(tuple(endpoints.values()), tuple(adapters.values()), tuple(pairs), default)

@@ -1,7 +1,11 @@
-"""What is reported when the values of a configuration do not fit together."""
+"""What is reported about names and large numbers, and when the values of a configuration do not fit together."""
 
+import json
+
+import pytest
 from config_helpers import BASE, CODE, adapter, endpoint, mapping, problems, problems_with
 
+from bonsai_routing import LoraAdapter, ModelEndpoint
 from bonsai_routing.config import RoutingConfig
 
 
@@ -74,7 +78,6 @@ def test_an_alias_is_not_shadowed_by_an_id() -> None:
 
 def test_the_default_is_there() -> None:
     assert problems_with(default="gone") == ("default is 'gone', which is neither an id nor an alias",)
-    assert problems_with(default="") == ("default is '', which is neither an id nor an alias",)
 
 
 def test_all_problems_are_found_at_once() -> None:
@@ -143,6 +146,84 @@ def test_an_endpoint_may_not_call_itself_the_default() -> None:
     )
 
 
-def test_a_context_too_long_to_be_written_out_does_not_fit() -> None:
-    (problem,) = problems_with(adapters=[adapter(name="code", max_context_length=1 << 10**5)])
-    assert problem.startswith("adapters[0] does not fit base model 'base': ")
+# Names
+
+BAD_NAMES = [
+    ("", "is blank"),
+    (" \t\u3000", "is blank"),
+    (" base", "begins or ends with white space"),
+    ("base\xa0", "begins or ends with white space"),
+    ("base\n", "begins or ends with white space"),
+    ("a\tb", "holds a control character"),
+    ("a\x00b", "holds a control character"),
+    ("a\x1b[2Jb", "holds a control character"),
+    ("a\x7fb", "holds a control character"),
+    ("a\x9fb", "holds a control character"),
+    ("a\u2028b", "holds a control character"),
+    ("a\u2029b", "holds a control character"),
+]
+
+
+@pytest.mark.parametrize(("name", "rule"), BAD_NAMES)
+def test_an_id_or_alias_that_is_blank_padded_or_unprintable_is_refused(name: str, rule: str) -> None:
+    wanted = (f"endpoints[1].id is {name!r}, which {rule}",)
+    assert problems_with(endpoints=[endpoint(id="base"), endpoint(id=name)]) == wanted
+    assert problems(lambda: RoutingConfig((BASE, ModelEndpoint(name, "w")), aliases=(("x", name),))) == wanted
+    wanted = (f"aliases.{json.dumps(name)} {rule}",)
+    assert problems_with(aliases={name: "base"}, default=name) == wanted
+    assert problems(lambda: RoutingConfig((BASE,), aliases=((name, "base"),))) == wanted
+    assert problems_with(default=name) == (f"default is {name!r}, which {rule}",)
+
+
+@pytest.mark.parametrize(("name", "rule"), BAD_NAMES[1:])
+def test_the_name_of_an_adapter_is_checked_too(name: str, rule: str) -> None:
+    wanted = (f"adapters[0].name is {name!r}, which {rule}",)
+    assert problems_with(adapters=[adapter(name=name)], aliases=None, default=None) == wanted
+    assert problems(lambda: RoutingConfig((BASE,), (LoraAdapter(name, "base", "s"),), default=f"base:{name}")) == wanted
+
+
+def test_names_may_hold_spaces_and_the_letters_of_any_language() -> None:
+    RoutingConfig((ModelEndpoint("Qwen 3", "w"), ModelEndpoint("模型", "w")), aliases=(("\U0001f333", "模型"),))
+
+
+# Numbers
+
+LARGEST = 2**63 - 1
+
+
+def test_whole_numbers_have_an_upper_limit() -> None:
+    limit = f"must be at most {LARGEST}, not {LARGEST + 1}"
+    code = adapter(name="code", rank=LARGEST + 1, max_context_length=LARGEST + 1)
+    assert problems_with(endpoints=[endpoint(id="base", max_context_length=LARGEST + 1)], adapters=[code]) == (
+        f"endpoints[0].max_context_length {limit}",
+        f"adapters[0].rank {limit}",
+        f"adapters[0].max_context_length {limit}",
+    )
+    code = adapter(name="code", rank=LARGEST, max_context_length=LARGEST)
+    RoutingConfig.from_mapping(mapping(endpoints=[endpoint(id="base", max_context_length=LARGEST)], adapters=[code]))
+    assert problems(lambda: RoutingConfig((ModelEndpoint("a", "w", max_context_length=LARGEST + 1),))) == (
+        f"endpoints[0].max_context_length {limit}",
+    )
+
+
+def test_a_number_that_is_too_large_is_the_only_problem_of_its_adapter() -> None:
+    (problem,) = problems_with(adapters=[adapter(name="code", max_context_length=LARGEST + 1)])
+    assert problem.startswith("adapters[0].max_context_length must be at most ")
+
+
+@pytest.mark.parametrize("number", [10**4000, 1 << 10**5, -(1 << 10**5)], ids=["4000", "2**100000", "negative"])
+def test_a_number_of_thousands_of_digits_is_refused_wherever_it_stands(number: int) -> None:
+    tables = [endpoint(id="base", max_context_length=number), endpoint(id=number)]
+    code = adapter(name="code", rank=number, scaling=number, max_context_length=number, trained_on=number)
+    found = problems_with(endpoints=tables, adapters=[code], schema=number, default=number, aliases={"x": number})
+    assert sorted(problem.partition(" ")[0] for problem in found) == [
+        "adapters[0].max_context_length",
+        "adapters[0].rank",
+        "adapters[0].scaling",
+        "adapters[0].trained_on",
+        "aliases.x",
+        "default",
+        "endpoints[0].max_context_length",
+        "endpoints[1].id",
+        "schema",
+    ]

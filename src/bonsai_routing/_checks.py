@@ -33,9 +33,9 @@ def check_name(argument: str, name: object) -> str:
 def check_tokens(argument: str, tokens: int) -> int:
     """Return *tokens*. Raise ``TypeError`` or ``ValueError`` when it is not a whole number of tokens, 0 or more."""
     if not isinstance(tokens, int) or isinstance(tokens, bool):
-        raise TypeError(f"{argument} must be an int, not {tokens!r}")
+        raise TypeError(f"{argument} must be an int, not {short_repr(tokens)}")
     if tokens < 0:
-        raise ValueError(f"{argument} must be 0 tokens or more, not {tokens!r}")
+        raise ValueError(f"{argument} must be 0 tokens or more, not {short_repr(tokens)}")
     return tokens
 
 
@@ -70,11 +70,11 @@ def key_path(path: str, key: str) -> str:
 
 
 def short_repr(value: object) -> str:
-    """Return the ``repr()`` of a value, cut if it is long, or the type if the value has no ``repr()``."""
+    """Return the ``repr()`` of a value, cut if it is long, or the type if Python cannot make the ``repr()``."""
     try:
         return shorten(repr(value))
     except (ValueError, RecursionError):
-        return f"a value of type {type(value).__name__}"
+        return f"a value of type {type(value).__name__} that cannot be shown"
 
 
 def shorten(text: str) -> str:

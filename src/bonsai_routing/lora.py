@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bonsai_routing._checks import check_name, check_tokens, is_finite, is_rank
+from bonsai_routing._checks import check_name, check_tokens, is_finite, is_rank, short_repr
 from bonsai_routing._metadata import EMPTY, freeze
 from bonsai_routing._peft import PeftConfig
 from bonsai_routing.model_id import ModelId
@@ -50,10 +50,10 @@ class LoraAdapter:
             raise TypeError(f"trained_on must be a str or None, not {self.trained_on!r}")
         if self.rank is not None and not is_rank(self.rank):
             kind = ValueError if type(self.rank) is int else TypeError
-            raise kind(f"rank must be an int of 1 or more, not {self.rank!r}")
+            raise kind(f"rank must be an int of 1 or more, not {short_repr(self.rank)}")
         if self.scaling is not None and not is_finite(self.scaling):
             kind = ValueError if type(self.scaling) in (int, float) else TypeError
-            raise kind(f"scaling must be a finite number, not {self.scaling!r}")
+            raise kind(f"scaling must be a finite number, not {short_repr(self.scaling)}")
         if self.max_context_length is not None:
             check_tokens("max_context_length", self.max_context_length)
         # A frozen instance accepts values only through ``object.__setattr__()``.
