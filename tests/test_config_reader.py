@@ -266,6 +266,50 @@ def test_a_key_is_quoted_if_toml_requires_quotes(alias: str, path: str) -> None:
     assert problems_with(aliases={alias: "gone"}, default=None) == (f"{path} points to 'gone', which is not an id",)
 
 
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ('gpt-4.1 = "base"', ["gpt-4.1"]),
+        ('gpt-4.1 = "base"\ngpt-4.5-mini = "base"', ["gpt-4.1", "gpt-4.5-mini"]),
+        ('a.b.c.d = "base"', ["a.b.c.d"]),
+        ('a."b c".d = "base"', ["a.b c.d"]),
+        ('[aliases.gpt-4]\n1 = "base"', ["gpt-4.1"]),
+    ],
+)
+def test_a_dotted_alias_is_named_with_the_quotes_that_it_needs(tmp_path: Path, line: str, names: list[str]) -> None:
+    path = write_file(tmp_path, TEXT + line)
+    assert problems(lambda: RoutingConfig.read(path)) == tuple(
+        f'{path}: aliases."{name}" must be quoted; without quotes, it is a dotted key' for name in names
+    )
+
+
+def test_a_dotted_alias_counts_as_an_alias() -> None:
+    aliases = {"gpt-4": {"1": "base", "5": "gone"}}
+    assert problems_with(aliases=aliases, default="gpt-4.1") == (
+        'aliases."gpt-4.1" must be quoted; without quotes, it is a dotted key',
+        'aliases."gpt-4.5" must be quoted; without quotes, it is a dotted key',
+        "aliases.\"gpt-4.5\" points to 'gone', which is not an id",
+    )
+
+
+@pytest.mark.parametrize("value", [{"1": 5}, {"1": {}}, {8: "base"}, {1 << 10**5: "base"}, {}])
+def test_any_other_table_is_not_a_target(value: object) -> None:
+    (problem,) = problems_with(aliases={"chat": "base", "gpt-4": value})
+    assert problem.startswith("aliases.gpt-4 must be a str, not ")
+
+
+def nested_tables(depth: int) -> object:
+    value: object = "base"
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
+def test_tables_in_an_alias_may_be_nested_very_deeply() -> None:
+    (problem,) = problems_with(aliases={"chat": "base", "x": nested_tables(10**5)})
+    assert problem.startswith("aliases.x must be a str, not ")
+
+
 def nested(depth: int) -> object:
     value: object = []
     for _ in range(depth):

@@ -212,6 +212,12 @@ class ConfigReader:
         for alias, target in table.items():
             if not isinstance(alias, str):
                 continue
+            dotted = _dotted_keys(alias, target)
+            for name in dotted:
+                self.add_problem(key_path("aliases", name), "must be quoted; without quotes, it is a dotted key")
+            if dotted:
+                aliases += dotted.items()
+                continue
             if not isinstance(target, str):
                 self.add_problem(key_path("aliases", alias), f"must be a str, not {short_repr(target)}")
             aliases.append((alias, target if isinstance(target, str) else None))
@@ -229,6 +235,22 @@ class ConfigReader:
 def repeated(keys: Iterable[str]) -> list[str]:
     """Return the keys that occur more than once, each of them once."""
     return [key for key, count in Counter(keys).items() if count > 1]
+
+
+def _dotted_keys(key: str, value: object) -> dict[str, str]:
+    """Return each text in the tables of *value* under the dotted key that TOML reads as these tables."""
+    items, texts = {key: value}, dict[str, str]()
+    # A name has only a few dots. The limit keeps the work small for tables that are nested very deeply.
+    for _ in range(8):
+        tables = {path: table for path, table in items.items() if isinstance(table, Mapping)}
+        items = {
+            f"{path}.{part}": item
+            for path, table in tables.items()
+            for part, item in table.items()
+            if isinstance(part, str)
+        }
+        texts |= {path: item for path, item in items.items() if isinstance(item, str)}
+    return texts
 
 
 def _error_text(make: Callable[..., object], fields: Mapping[str, object]) -> str | None:
