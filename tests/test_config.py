@@ -172,9 +172,17 @@ def test_each_problem_in_a_file_has_its_name(tmp_path: Path) -> None:
     )
 
 
-def test_a_line_break_in_a_name_makes_no_line_of_its_own() -> None:
-    (problem,) = problems(lambda: RoutingConfig.read("no\nsuch.toml"))
-    assert problem.startswith("no such.toml: the file cannot be read: ")
+def test_what_cannot_be_printed_is_escaped() -> None:
+    (problem,) = problems(lambda: RoutingConfig.read("\x1b[2J\udcffno\nsuch.toml"))
+    assert problem.startswith("\\x1b[2J\\udcffno\\nsuch.toml: the file cannot be read: ")
+    assert ConfigError(["a\tb\u2028 is \U0001f333"]).problems == ("a\\tb\\u2028 is \U0001f333",)
+
+
+def test_a_long_path_is_cut_in_the_middle() -> None:
+    (problem,) = problems(lambda: RoutingConfig.read("x" * 3000 + ".toml"))
+    assert problem.startswith("x" * 100 + "...x")
+    assert ".toml: the file cannot be read: " in problem
+    assert len(problem) <= 503
 
 
 def test_a_key_that_json_gives_twice_is_a_problem_wherever_it_is(tmp_path: Path) -> None:
@@ -217,6 +225,7 @@ def test_lists_become_tuples() -> None:
         ({"aliases": [("a",)]}, "aliases must hold pairs of str, not ('a',)"),
         ({"aliases": [("a", 1)]}, "aliases must hold pairs of str, not ('a', 1)"),
         ({"default": 1}, "default must be a str or None, not 1"),
+        ({"endpoints": ["x" * 10**6]}, f"endpoints must hold ModelEndpoint objects, not '{'x' * 59}...{'x' * 59}'"),
     ],
 )
 def test_an_argument_of_the_wrong_type_raises_a_type_error(fields: dict[str, object], message: str) -> None:

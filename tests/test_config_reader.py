@@ -354,6 +354,23 @@ def test_no_problem_is_a_huge_line(changes: dict[str, object]) -> None:
     assert all(len(problem) <= 503 for problem in problems_with(**changes))
 
 
+def test_the_rule_is_shown_beside_a_long_key_and_a_long_name() -> None:
+    cut = "x" * 60 + "..." + "x" * 60
+    quoted = f"'{'x' * 59}...{'x' * 59}'"
+    assert problems_with(aliases={LONG: LONG[1:]}, default=None) == (
+        f"aliases.{cut} points to {quoted}, which is not an id",
+    )
+    assert problems_with(endpoints=[endpoint(id="base"), endpoint(id=LONG), endpoint(id=LONG)]) == (
+        f"endpoints[2].id is {quoted}, which is the id of endpoints[1]",
+    )
+    assert problems_with(adapters=[adapter(name="code"), adapter(name="y", trained_on=LONG)]) == (
+        (
+            f"adapters[1] does not fit base model 'base': it was trained on '{cut}', and the base serves 'qwen3-8b'; "
+            "if these are the same weights, set check_base to false"
+        ),
+    )
+
+
 def test_no_problem_of_a_configuration_in_python_is_a_huge_line() -> None:
     found = problems(lambda: RoutingConfig(aliases=((LONG, LONG),), default=LONG[1:], unchecked=(LONG,)))
     assert len(found) == 3

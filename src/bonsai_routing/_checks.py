@@ -12,13 +12,10 @@ __all__ = [
     "is_finite",
     "is_rank",
     "key_path",
+    "make_line",
     "short_repr",
     "shorten",
-    "shorten_line",
 ]
-
-# Messages show at most this many characters of a value from a file.
-_MAX_SHOWN = 200
 
 
 def check_name(argument: str, name: object) -> str:
@@ -63,10 +60,10 @@ def is_rank(value: object) -> bool:
 
 
 def key_path(path: str, key: str) -> str:
-    """Return the path of a key in the table at *path*. The key is quoted if TOML requires quotes."""
+    """Return the path of a key in the table at *path*. The key is quoted if TOML requires quotes, and cut if long."""
     if not (key.isascii() and key.replace("-", "").replace("_", "").isalnum()):
         key = json.dumps(key, ensure_ascii=not key.isprintable())
-    return f"{path}.{key}" if path else key
+    return f"{path}.{shorten(key)}" if path else shorten(key)
 
 
 def short_repr(value: object) -> str:
@@ -77,14 +74,17 @@ def short_repr(value: object) -> str:
         return f"a value of type {type(value).__name__} that cannot be shown"
 
 
-def shorten(text: str) -> str:
-    """Return *text*, cut if it is long."""
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+def shorten(text: str, longest: int = 120) -> str:
+    """Return *text*, or its beginning and its end with three dots between them if it is longer than *longest*.
 
-
-def shorten_line(text: str) -> str:
-    """Return *text*, or its first and its last 250 characters with three dots between them if it is longer.
-
-    A line that names a key and a rule keeps both, also if it quotes several long values.
+    By default, a line of 500 characters has room for three such texts and a rule.
     """
-    return text if len(text) <= 500 else f"{text[:250]}...{text[-250:]}"
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
+
+
+def make_line(text: str) -> str:
+    """Return *text* as a line of at most 503 characters that is safe to print: other characters are escaped."""
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return shorten(text, 500)

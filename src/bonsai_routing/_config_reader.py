@@ -258,5 +258,5 @@ def _error_text(make: Callable[..., object], fields: Mapping[str, object]) -> st
     try:
         make(**fields)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        return shorten(str(error))
+        return shorten(str(error), 200)
     return None

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bonsai_routing._checks import shorten_line
+from bonsai_routing._checks import make_line, short_repr, shorten
 from bonsai_routing._config_conflicts import find_conflicts
 from bonsai_routing._config_reader import ADAPTER_KEYS, ENDPOINT_KEYS, KEYS, ConfigReader, DuplicateKeys
 from bonsai_routing._metadata import thaw
@@ -31,11 +31,11 @@ class ConfigError(RoutingError, ValueError):
     """A configuration cannot be read, or is invalid.
 
     ``problems`` has a line of text for each problem: the name of the file if there is one, the key, and the rule.
+    A line has at most 503 characters. Characters that cannot be printed are escaped.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
-        # A quoted file name may contain line breaks.
-        lines = tuple(" ".join(problem.splitlines()) for problem in problems)
+        lines = tuple(make_line(problem) for problem in problems)
         super().__init__(lines)
         self.problems = lines
 
@@ -78,23 +78,23 @@ class RoutingConfig:
             items = tuple(getattr(self, name))
             for item in items:
                 if not isinstance(item, kind):
-                    raise TypeError(f"{name} must hold {kind.__name__} objects, not {item!r}")
+                    raise TypeError(f"{name} must hold {kind.__name__} objects, not {short_repr(item)}")
             # A frozen instance accepts values only through ``object.__setattr__()``.
             object.__setattr__(self, name, items)
         for name, pairs in (("aliases", self.aliases), ("adapter_status", self.adapter_status)):
             for pair in pairs:
                 if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                    raise TypeError(f"{name} must hold pairs of str, not {pair!r}")
+                    raise TypeError(f"{name} must hold pairs of str, not {short_repr(pair)}")
         if not (self.default is None or isinstance(self.default, str)):
-            raise TypeError(f"default must be a str or None, not {self.default!r}")
+            raise TypeError(f"default must be a str or None, not {short_repr(self.default)}")
         unchecked, statuses = set(self.unchecked), {id: EndpointStatus(status) for id, status in self.adapter_status}
         # A dictionary, for its order.
         ids = dict.fromkeys(adapter.id.value for adapter in self.adapters)
         problems = [
-            f"unchecked has {id!r}, which is not the id of an adapter" for id in self.unchecked if id not in ids
-        ]
-        problems += [
-            f"adapter_status has {id!r}, which is not the id of an adapter" for id in statuses if id not in ids
+            f"{field} has {short_repr(id)}, which is not the id of an adapter"
+            for field, named in (("unchecked", self.unchecked), ("adapter_status", statuses))
+            for id in named
+            if id not in ids
         ]
         # In the order of the adapters, so that equal configurations have equal fields.
         object.__setattr__(self, "unchecked", tuple(id for id in ids if id in unchecked))
@@ -102,19 +102,19 @@ class RoutingConfig:
         object.__setattr__(self, "adapter_status", tuple(statuses.items()))
         problems += find_conflicts(self.endpoints, self.adapters, self.aliases, self.default, unchecked)
         if problems:
-            raise ConfigError(map(shorten_line, problems))
+            raise ConfigError(problems)
 
     @classmethod
     def read(cls, path: "str | os.PathLike[str]") -> "RoutingConfig":
         """Return the configuration in the file at *path*. The file name must end in ``.toml`` or ``.json``.
 
-        If there are problems, raises :class:`ConfigError`; each problem begins with *path*.
+        If there are problems, raises :class:`ConfigError`; each problem begins with *path*, cut if it is long.
         """
         path = os.fsdecode(path)
         try:
             return cls.from_mapping(_load(path), directory=os.path.dirname(path))
         except ConfigError as error:
-            raise ConfigError(f"{path}: {problem}" for problem in error.problems) from error.__cause__
+            raise ConfigError(f"{shorten(path, 200)}: {problem}" for problem in error.problems) from error.__cause__
 
     @classmethod
     def from_mapping(
@@ -134,7 +134,7 @@ class RoutingConfig:
         default = reader.default(top)
         if reader.problems:
             conflicts = find_conflicts(endpoints, adapters, aliases, default, reader.unchecked, reader.invalid_ids)
-            raise ConfigError(map(shorten_line, [*reader.problems, *conflicts]))
+            raise ConfigError([*reader.problems, *conflicts])
         # If there are no problems, no endpoint, adapter or target is None.
         return cls(endpoints, adapters, aliases, default, tuple(reader.unchecked), reader.adapter_status)  # type: ignore[arg-type]
 
