@@ -1,8 +1,11 @@
 """Configurations, and checks of their problems, for the tests of configuration."""
 
+import os
 import random
+import socket
 import tomllib
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,17 @@ METADATA: list[dict[str, object]] = [
     {"": {}, "url": "http://one.internal:8000"},
     {"a": [], "b": [[None, True, -0.5, 2**63 - 1], {"\ud800": "x" * 300}]},
 ]
+def make_socket(path: Path) -> None:
+    # The path of a socket must be short.
+    with chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
+
+
+# Make something at a path that is not a regular file. A test that reads it would wait or read for ever.
+NOT_FILES: list[Callable[[Path], object]] = [Path.mkdir]
+if hasattr(os, "mkfifo"):
+    NOT_FILES += [os.mkfifo, make_socket, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("/")]
+
 WORDS = ["", "a", "b", "8b", "a:", "it's", 'say "so"', "line\nbreak", "模型", "\ud800", "x" * 300, "a.b", "#", "chat"]
 
 

@@ -1,8 +1,10 @@
 import copy
 import json
+import os
 import pickle
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,6 +14,7 @@ from config_helpers import (
     CODE,
     CONFIG,
     EXAMPLE,
+    NOT_FILES,
     TEXT,
     adapter,
     endpoint,
@@ -152,10 +155,35 @@ def test_an_empty_file_is_not_an_empty_configuration(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_opened_is_one_problem(tmp_path: Path) -> None:
-    (tmp_path / "folder.json").mkdir()
-    for name in ("gone.toml", "folder.json", "gone/gone.toml"):
+    for name in ("gone.toml", "gone/gone.toml"):
         (problem,) = problems(lambda name=name: RoutingConfig.read(tmp_path / name))  # type: ignore[misc]
         assert problem.startswith(f"{tmp_path / name}: the file cannot be read: ")
+
+
+def test_a_path_that_holds_nul_is_called_that() -> None:
+    assert problems(lambda: RoutingConfig.read("a\0b.toml")) == (
+        "a\\x00b.toml: the file cannot be read: the path holds a NUL character",
+    )
+
+
+@pytest.mark.parametrize("make", NOT_FILES)
+def test_what_is_not_a_regular_file_is_called_that_and_not_read(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    path = tmp_path / "m.toml"
+    make(path)
+    assert problems(lambda: RoutingConfig.read(path)) == (f"{path}: the file cannot be read: it is not a regular file",)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read any file")
+def test_a_file_that_may_not_be_read_is_still_a_file(tmp_path: Path) -> None:
+    path = write_file(tmp_path, TEXT)
+    path.chmod(0)
+    assert problems(lambda: RoutingConfig.read(path)) == (f"{path}: the file cannot be read: Permission denied",)
+
+
+def test_a_link_to_a_file_is_read(tmp_path: Path) -> None:
+    write_file(tmp_path, TEXT, "there.toml")
+    (tmp_path / "m.toml").symlink_to("there.toml")
+    assert RoutingConfig.read(tmp_path / "m.toml") == CONFIG
 
 
 def test_the_error_of_the_system_is_the_cause(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@ import json
 import math
 import pickle
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from config_helpers import NOT_FILES
 from lora_helpers import adapters_on_two_bases
 
 from bonsai_routing import AdapterBaseError, AdapterConfigError, AdapterRegistry, LoraAdapter, ModelId
@@ -213,11 +215,15 @@ def test_a_missing_directory_is_a_missing_file(tmp_path: Path) -> None:
     assert refused(tmp_path / "gone").rule == "the file does not exist"
 
 
-def test_a_directory_in_the_files_place_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").mkdir()
+@pytest.mark.parametrize("make", NOT_FILES)
+def test_what_is_not_a_regular_file_is_called_that_and_not_read(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "adapter_config.json")
     error = refused(tmp_path)
-    assert error.key is None
-    assert error.rule.startswith("the file cannot be read: ")
+    assert (error.key, error.rule) == (None, "the file cannot be read: it is not a regular file")
+
+
+def test_a_directory_whose_path_holds_nul_is_called_that() -> None:
+    assert refused(Path("a\0b")).rule == "the file cannot be read: the path holds a NUL character"
 
 
 def test_a_file_in_the_directorys_place_cannot_be_read(tmp_path: Path) -> None:

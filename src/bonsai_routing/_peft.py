@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 from bonsai_routing._checks import is_finite, is_rank, short_repr
+from bonsai_routing._files import read_file
 from bonsai_routing.errors import AdapterConfigError
 
 __all__ = ["PeftConfig"]
@@ -26,8 +27,7 @@ class PeftConfig:
         self.path = path
         text = ""
         try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
+            text = read_file(path).decode("utf-8")
             values = json.loads(text)
         except FileNotFoundError as error:
             raise self.error(None, "the file does not exist") from error

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from bonsai_routing._checks import make_line, short_repr, shorten
 from bonsai_routing._config_conflicts import find_conflicts
 from bonsai_routing._config_reader import ADAPTER_KEYS, ENDPOINT_KEYS, KEYS, ConfigReader, DuplicateKeys
+from bonsai_routing._files import read_file
 from bonsai_routing._metadata import thaw
 from bonsai_routing._record import Own
 from bonsai_routing.adapter_registry import load_adapter
@@ -212,9 +213,7 @@ def _load(path: str) -> Mapping[str, object]:
     if suffix not in _PARSERS:
         raise ConfigError([f"the name must end in {' or '.join(_PARSERS)}"])
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-        return _PARSERS[suffix](content.decode("utf-8-sig"))
+        return _PARSERS[suffix](read_file(path).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"the file cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
