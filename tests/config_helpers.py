@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,8 @@ METADATA: list[dict[str, object]] = [
     {"": {}, "url": "http://one.internal:8000"},
     {"a": [], "b": [[None, True, -0.5, 2**63 - 1], {"\ud800": "x" * 300}]},
 ]
+
+
 def make_socket(path: Path) -> None:
     # The path of a socket must be short.
     with chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
@@ -90,6 +93,16 @@ if hasattr(os, "mkfifo"):
     NOT_FILES += [os.mkfifo, make_socket, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("/")]
 
 WORDS = ["", "a", "b", "8b", "a:", "it's", 'say "so"', "line\nbreak", "模型", "\ud800", "x" * 300, "a.b", "#", "chat"]
+
+
+def random_targets(chance: random.Random, ids: list[str]) -> Any:
+    """Return an id, or several targets of an alias."""
+    if chance.random() < 0.5:
+        return chance.choice(ids)
+    return tuple(
+        chance.choice([chance.choice(ids), {id: chance.randrange(1, 2**63) for id in ids}])
+        for _ in range(chance.randrange(1, 4))
+    )
 
 
 def random_config(chance: random.Random) -> RoutingConfig:
@@ -128,7 +141,7 @@ def random_config(chance: random.Random) -> RoutingConfig:
         if str(made.id) not in endpoints:
             adapters[str(made.id)] = made
     ids = [*endpoints, *adapters]
-    aliases = {name(): chance.choice(ids) for _ in range(chance.randrange(4)) if ids}
-    pairs = [(alias, id) for alias, id in aliases.items() if alias not in ids]
+    aliases = {name(): random_targets(chance, ids) for _ in range(chance.randrange(4))}
+    pairs = [(alias, targets) for alias, targets in aliases.items() if alias not in ids]
     default = chance.choice([None, *ids, *(alias for alias, _ in pairs)])
     return RoutingConfig(tuple(endpoints.values()), tuple(adapters.values()), tuple(pairs), default)

@@ -33,10 +33,10 @@ Write = Callable[[ModelRegistry], object]
 Read = Callable[[], object]
 
 
-def answer(read: Callable[..., object], *arguments: object) -> object:
+def answer(read: Callable[..., object], *arguments: object, **named: object) -> object:
     """Return what *read* returns, or the error that it raises in a form that can be compared."""
     try:
-        return read(*arguments)
+        return read(*arguments, **named)
     except RoutingError as error:
         return type(error), error.args
 

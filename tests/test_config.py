@@ -24,7 +24,15 @@ from config_helpers import (
     write_file,
 )
 
-from bonsai_routing import EndpointStatus, LoraAdapter, ModelEndpoint, ModelRouter, RoutingError
+from bonsai_routing import (
+    EndpointStatus,
+    LoraAdapter,
+    ModelEndpoint,
+    ModelNotReadyError,
+    ModelRouter,
+    NoModelsAvailableError,
+    RoutingError,
+)
 from bonsai_routing.config import ConfigError, RoutingConfig
 
 # Files and mappings
@@ -250,8 +258,9 @@ def test_lists_become_tuples() -> None:
         ({"endpoints": ["base"]}, "endpoints must hold ModelEndpoint objects, not 'base'"),
         ({"adapters": [BASE]}, "adapters must hold LoraAdapter objects"),
         ({"aliases": ["ab"]}, "aliases must hold tuple objects, not 'ab'"),
-        ({"aliases": [("a",)]}, "aliases must hold pairs of str, not ('a',)"),
-        ({"aliases": [("a", 1)]}, "aliases must hold pairs of str, not ('a', 1)"),
+        ({"aliases": [("a",)]}, "aliases must hold pairs of a str and a str or a tuple, not ('a',)"),
+        ({"aliases": [("a", 1)]}, "aliases must hold pairs of a str and a str or a tuple, not ('a', 1)"),
+        ({"aliases": [("a", ({"b": True},))]}, "aliases has 'a': the weight of 'b' must be an int, not True"),
         ({"default": 1}, "default must be a str or None, not 1"),
         ({"endpoints": ["x" * 10**6]}, f"endpoints must hold ModelEndpoint objects, not '{'x' * 59}...{'x' * 59}'"),
     ],
@@ -276,3 +285,24 @@ def test_a_copy_of_an_error_has_the_same_problems() -> None:
 def test_a_config_error_is_a_routing_error_and_a_value_error() -> None:
     assert issubclass(ConfigError, RoutingError)
     assert issubclass(ConfigError, ValueError)
+
+
+def test_a_default_may_be_an_alias_with_several_targets() -> None:
+    small, large = (ModelEndpoint(id, "w", max_context_length=size) for id, size in (("small", 8), ("large", 64)))
+    loading = ModelEndpoint("loading", "w", max_context_length=32, status="loading")
+    for targets in (("loading", "small"), ({"loading": 1, "small": 99},)):
+        config = RoutingConfig((small, large, loading), aliases=(("chat", targets),), default="chat")
+        router = ModelRouter(config.registry())
+        assert router.route() == router.route("chat") == router.registry.default_endpoint() == small
+        assert router.route_for_context(None, 9) == large
+        router.registry.set_status("loading", "ready")
+        assert router.route_for_context(None, 9).id == "loading"
+        router.registry.set_status("small", "error")
+        assert router.route().id == "loading"
+        router.registry.unregister("loading")
+        with pytest.raises(ModelNotReadyError):
+            router.route()
+        router.registry.unregister("small")
+        with pytest.raises(NoModelsAvailableError):
+            router.route_for_context(None, 1)
+        assert RoutingConfig.from_mapping(config.to_mapping()) == config

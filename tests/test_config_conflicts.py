@@ -127,7 +127,7 @@ def test_each_mistake_is_reported_once() -> None:
         "endpoints[0].max_context_length must be an int, not '8k'",
         "adapters[0].rank must be an int of 1 or more, not 0",
     )
-    assert problems_with(aliases={"chat": 5}) == ("aliases.chat must be a str, not 5",)
+    assert problems_with(aliases={"chat": 5}) == ("aliases.chat must be a str or an array, not 5",)
 
 
 def test_an_invalid_configuration_cannot_be_built() -> None:

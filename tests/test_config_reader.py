@@ -170,7 +170,7 @@ def test_a_wrong_value_of_an_adapter_is_named(fields: dict[str, object], problem
         ({"schema": "1"}, "schema must be 1, not '1'"),
         ({"schema": None}, "schema is missing"),
         ({"default": ["chat"]}, "default must be a str, not ['chat']"),
-        ({"aliases": {"chat": "base", "x": True}}, "aliases.x must be a str, not True"),
+        ({"aliases": {"chat": "base", "x": True}}, "aliases.x must be a str or an array, not True"),
         ({"aliases": {"chat": "base", 8: "base"}}, "aliases must have text for keys, not 8"),
         ({"endpoints": [endpoint(id="base"), "x"]}, "endpoints[1] must be a table, not 'x'"),
         ({"adapters": [adapter(name="code"), None]}, "adapters[1] must be a table, not None"),
@@ -292,10 +292,65 @@ def test_a_dotted_alias_counts_as_an_alias() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("base", "base"),
+        (["base"], "base"),
+        (["base", "base:code"], ("base", "base:code")),
+        ([{"base": 90, "base:code": 10}, "base"], ({"base": 90, "base:code": 10}, "base")),
+        ([{"base": 90, "base:code": 0}], "base"),
+        (("base:code", {"base": 1}), ("base:code", "base")),
+    ],
+)
+def test_an_alias_has_a_target_or_an_array_of_them(value: object, shown: object) -> None:
+    config = RoutingConfig.from_mapping(mapping(adapters=[adapter(name="code")], aliases={"chat": value}))
+    assert config.aliases == (("chat", shown),)
+    assert config.registry().aliases() == {"chat": shown}
+    assert hash(config) == hash(RoutingConfig.from_mapping(config.to_mapping()))
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ([], "aliases.x is refused: an alias must have a target"),
+        ([5], "aliases.x is refused: target must be a str, a ModelId or a mapping of ids to weights, not 5"),
+        (
+            [["base"]],
+            "aliases.x is refused: target must be a str, a ModelId or a mapping of ids to weights, not ['base']",
+        ),
+        ([{}], "aliases.x is refused: target must have an id with a weight above 0, not {}"),
+        ([{"base": 0.5}], "aliases.x is refused: the weight of 'base' must be an int, not 0.5"),
+        ([{"base": -1}], "aliases.x is refused: the weight of 'base' must be from 0 to 2**63 - 1, not -1"),
+        ([{5: 1}], "aliases.x[0] must have text for keys, not 5"),
+        (["base", {"gpt-4": {"1": 90}}], 'aliases.x[1]."gpt-4.1" must be quoted; without quotes, it is a dotted key'),
+        (["base", "gone"], "aliases.x points to 'gone', which is not an id"),
+        ([{"base": 1, "x": 1}], "aliases.x points to 'x', which is an alias, not an id"),
+    ],
+)
+def test_each_mistake_in_the_targets_of_an_alias_is_named(value: object, problem: str) -> None:
+    assert problems_with(aliases={"chat": "base", "x": value}) == (problem,)
+
+
+def test_a_weight_that_is_given_twice_is_a_problem(tmp_path: Path) -> None:
+    path = write_file(
+        tmp_path,
+        """
+        {
+          "schema": 1,
+          "endpoints": [{"id": "a", "base_model": "w", "max_context_length": 8}],
+          "aliases": {"x": [{"a": 1, "a": 2}]}
+        }
+        """,
+        "models.json",
+    )
+    assert problems(lambda: RoutingConfig.read(path)) == (f"{path}: aliases.x[0].a is given twice",)
+
+
 @pytest.mark.parametrize("value", [{"1": 5}, {"1": {}}, {8: "base"}, {1 << 10**5: "base"}, {}])
 def test_any_other_table_is_not_a_target(value: object) -> None:
     (problem,) = problems_with(aliases={"chat": "base", "gpt-4": value})
-    assert problem.startswith("aliases.gpt-4 must be a str, not ")
+    assert problem.startswith("aliases.gpt-4 must be a str or an array, not ")
 
 
 def nested_tables(depth: int) -> object:
@@ -307,7 +362,7 @@ def nested_tables(depth: int) -> object:
 
 def test_tables_in_an_alias_may_be_nested_very_deeply() -> None:
     (problem,) = problems_with(aliases={"chat": "base", "x": nested_tables(10**5)})
-    assert problem.startswith("aliases.x must be a str, not ")
+    assert problem.startswith("aliases.x must be a str or an array, not ")
 
 
 def nested(depth: int) -> object:
@@ -410,7 +465,12 @@ def test_a_key_that_is_given_twice_in_metadata_is_a_problem_with_its_path(tmp_pa
         {
           "schema": 1,
           "endpoints": [
-            {"id": "a", "base_model": "w", "metadata": {"url": 1, "url": 2, "tags": ["x", {"b.c": 1, "b.c": 1}]}}
+            {
+              "id": "a",
+              "base_model": "w",
+              "max_context_length": 8,
+              "metadata": {"url": 1, "url": 2, "tags": ["x", {"b.c": 1, "b.c": 1}]}
+            }
           ],
           "adapters": [{"name": "x", "base_model": "a", "source": "s", "metadata": {"a": {"b": 1, "b": 1}}}]
         }

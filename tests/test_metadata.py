@@ -236,7 +236,11 @@ VALUE = "must be a str, int, float, bool, None, list, tuple or mapping"
         ({"a": [1, -math.inf]}, ValueError, "metadata.a[1] must be a finite number, not -inf"),
         ({"a": 2**63}, ValueError, "metadata.a must be from -2**63 to 2**63 - 1, not 9223372036854775808"),
         ({"a": -(2**63) - 1}, ValueError, "metadata.a must be from -2**63 to 2**63 - 1, not -9223372036854775809"),
-        ({"a": 10**5000}, ValueError, "metadata.a must be from -2**63 to 2**63 - 1, not a value of type int"),
+        (
+            {"a": 10**5000},
+            ValueError,
+            "metadata.a must be from -2**63 to 2**63 - 1, not a value of type int that cannot be shown",
+        ),
     ],
 )
 def test_a_value_that_json_cannot_hold_is_refused_with_its_path(
@@ -250,7 +254,7 @@ def test_a_value_that_json_cannot_hold_is_refused_with_its_path(
 def test_a_long_value_is_cut() -> None:
     with pytest.raises(TypeError) as caught:
         endpoint({"a": b"x" * 10_000})
-    assert str(caught.value) == f"metadata.a {VALUE}, not b'{'x' * 198}..."
+    assert str(caught.value) == f"metadata.a {VALUE}, not b'{'x' * 58}...{'x' * 59}'"
 
 
 @each_kind

@@ -38,8 +38,8 @@ def _tokens(text: str) -> int:
 
 
 def _check(config: RoutingConfig, options: argparse.Namespace) -> bool:
-    counts = f"{len(config.endpoints)} endpoints, {len(config.adapters)} adapters, {len(config.aliases)} aliases"
-    print(f"{options.file}: {counts}, {'no default' if config.default is None else f'default {config.default!r}'}")
+    counts = f"Endpoints: {len(config.endpoints)}, adapters: {len(config.adapters)}, aliases: {len(config.aliases)}"
+    print(f"{options.file} is valid. {counts}, default: {config.default or 'none'}")
     return True
 
 

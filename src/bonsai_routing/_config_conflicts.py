@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from bonsai_routing._checks import key_path, short_repr
 from bonsai_routing._config_reader import repeated
+from bonsai_routing._targets import Target, ids_of
 from bonsai_routing.adapter_registry import AdapterRegistry
 from bonsai_routing.endpoint import ModelEndpoint
 from bonsai_routing.errors import AdapterBaseError, AdapterLoadedError, ModelNotFoundError
@@ -28,7 +29,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def find_conflicts(
     endpoints: Sequence[ModelEndpoint | None],
     adapters: Sequence[LoraAdapter | None],
-    aliases: Sequence[tuple[str, str | None]],
+    aliases: Sequence[tuple[str, Target | None]],
     default: str | None,
     unchecked: Collection[str] = (),
     invalid_ids: Collection[str] = (),
@@ -124,7 +125,7 @@ def _adapter_problem(
 
 
 def _alias_problems(
-    aliases: Sequence[tuple[str, str | None]], default: str | None, origins: Mapping[str, str]
+    aliases: Sequence[tuple[str, Target | None]], default: str | None, origins: Mapping[str, str]
 ) -> list[str]:
     """Return the problems of the aliases and the default: bad names, duplicates, shadows, and missing targets."""
     targets = dict(aliases)
@@ -136,9 +137,10 @@ def _alias_problems(
             problems.append(f"{path} {rule}")
         if alias in origins:
             problems.append(f"{path} is shadowed by the id of {origins[alias]}")
-        if target is not None and target not in origins:
-            what = "an alias, not an id" if target in targets else "not an id"
-            problems.append(f"{path} points to {short_repr(target)}, which is {what}")
+        for id in ids_of(target):
+            if id not in origins:
+                what = "an alias, not an id" if id in targets else "not an id"
+                problems.append(f"{path} points to {short_repr(id)}, which is {what}")
     if default is not None and default not in origins and default not in targets:
         rule = _name_rule(default) or "is neither an id nor an alias"
         problems.append(f"default is {short_repr(default)}, which {rule}")

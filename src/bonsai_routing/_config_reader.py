@@ -7,12 +7,16 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TypeVar
 
 from bonsai_routing._checks import key_path, short_repr, shorten
+from bonsai_routing._targets import Target, make_target
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.lora import LoraAdapter
 
 __all__ = ["ConfigReader", "DuplicateKeys", "repeated"]
+
+Leaf = TypeVar("Leaf", str, int)
 
 KEYS = ("schema", "default", "endpoints", "adapters", "aliases")
 ENDPOINT_KEYS = (
@@ -201,27 +205,61 @@ class ConfigReader:
             for index, item in enumerate(value):
                 self.check_metadata(f"{path}[{index}]", item)
 
-    def aliases(self, top: Mapping[str, object]) -> list[tuple[str, str | None]]:
-        """Return each alias and its target, or ``None`` in place of a target that is not text."""
+    def aliases(self, top: Mapping[str, object]) -> list[tuple[str, Target | None]]:
+        """Return each alias and its target, or ``None`` in place of a target that is not valid."""
         table = top.get("aliases", {})
         if not isinstance(table, Mapping):
             self.add_problem("aliases", f"must be a table, not {short_repr(table)}")
             return []
         self.check_keys("aliases", table)
-        aliases: list[tuple[str, str | None]] = []
-        for alias, target in table.items():
-            if not isinstance(alias, str):
-                continue
-            dotted = _dotted_keys(alias, target)
-            for name in dotted:
-                self.add_problem(key_path("aliases", name), "must be quoted; without quotes, it is a dotted key")
-            if dotted:
-                aliases += dotted.items()
-                continue
-            if not isinstance(target, str):
-                self.add_problem(key_path("aliases", alias), f"must be a str, not {short_repr(target)}")
-            aliases.append((alias, target if isinstance(target, str) else None))
+        aliases: list[tuple[str, Target | None]] = []
+        for alias, value in table.items():
+            if isinstance(alias, str):
+                dotted = self.dotted_keys("aliases", alias, value, str)
+                aliases += dotted or [(alias, self.target(key_path("aliases", alias), value))]
         return aliases
+
+    def target(self, path: str, value: object) -> Target | None:
+        """Return what an alias maps to, or ``None`` if it is not valid."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, (list, tuple)):
+            self.add_problem(path, f"must be a str or an array, not {short_repr(value)}")
+            return None
+        before = len(self.problems)
+        for index, tier in enumerate(value):
+            if isinstance(tier, Mapping):
+                self.check_keys(f"{path}[{index}]", tier)
+                for id, weight in tier.items():
+                    if isinstance(id, str):
+                        self.dotted_keys(f"{path}[{index}]", id, weight, int)
+        if len(self.problems) == before:
+            try:
+                return make_target(value)
+            except (TypeError, ValueError) as error:
+                self.add_problem(path, f"is refused: {error}")
+        return None
+
+    def dotted_keys(self, path: str, key: str, value: object, kind: type[Leaf]) -> list[tuple[str, Leaf]]:
+        """Return each value of that kind under the dotted key that TOML reads as the tables around it.
+
+        Note each of these keys.
+        """
+        items: dict[str, object] = {key: value}
+        found: dict[str, Leaf] = {}
+        # A name has only a few dots. The limit keeps the work small for tables that are nested very deeply.
+        for _ in range(8):
+            tables = {name: table for name, table in items.items() if isinstance(table, Mapping)}
+            items = {
+                f"{name}.{part}": item
+                for name, table in tables.items()
+                for part, item in table.items()
+                if isinstance(part, str)
+            }
+            found |= {name: item for name, item in items.items() if isinstance(item, kind)}
+        for name in found:
+            self.add_problem(key_path(path, name), "must be quoted; without quotes, it is a dotted key")
+        return list(found.items())
 
     def default(self, top: Mapping[str, object]) -> str | None:
         """Return the name of the default, or ``None`` if there is none or it is not text."""
@@ -235,22 +273,6 @@ class ConfigReader:
 def repeated(keys: Iterable[str]) -> list[str]:
     """Return the keys that occur more than once, each of them once."""
     return [key for key, count in Counter(keys).items() if count > 1]
-
-
-def _dotted_keys(key: str, value: object) -> dict[str, str]:
-    """Return each text in the tables of *value* under the dotted key that TOML reads as these tables."""
-    items, texts = {key: value}, dict[str, str]()
-    # A name has only a few dots. The limit keeps the work small for tables that are nested very deeply.
-    for _ in range(8):
-        tables = {path: table for path, table in items.items() if isinstance(table, Mapping)}
-        items = {
-            f"{path}.{part}": item
-            for path, table in tables.items()
-            for part, item in table.items()
-            if isinstance(part, str)
-        }
-        texts |= {path: item for path, item in items.items() if isinstance(item, str)}
-    return texts
 
 
 def _error_text(make: Callable[..., object], fields: Mapping[str, object]) -> str | None:

@@ -11,11 +11,27 @@ from bonsai_routing._metadata import FrozenDict
 from bonsai_routing._record import Record
 from bonsai_routing.model_id import ModelId
 
-__all__ = ["AliasTarget", "Target", "Targets", "first_ready", "ids_of", "in_order", "leading", "make_target", "without"]
+__all__ = [
+    "AliasTarget",
+    "ShownTarget",
+    "Target",
+    "Targets",
+    "first_ready",
+    "ids_of",
+    "in_order",
+    "leading",
+    "make_target",
+    "shown",
+    "without",
+]
 
 
 # What the caller of ``add_alias()`` gives for each tier.
 AliasTarget = ModelId | str | Mapping[str, int] | Mapping[ModelId, int]
+
+
+# What an alias maps to, as callers see it: an id, or for several targets what ``add_alias()`` takes for each tier.
+ShownTarget = str | tuple[str | Mapping[str, int], ...]
 
 
 class Targets(NamedTuple):
@@ -35,9 +51,18 @@ Target = str | Targets
 def make_target(targets: Iterable[object]) -> Target:
     """Return what an alias with these arguments of ``add_alias()`` maps to.
 
-    Raises ``TypeError`` or ``ValueError`` when one of *targets* is neither an id nor a mapping of ids to weights.
+    Raises ``TypeError`` or ``ValueError`` when one of *targets* is neither an id nor a mapping of ids to weights, and
+    when there is none.
     """
-    return _joined([_tier(target) for target in targets])
+    tiers = [_tier(target) for target in targets]
+    if not tiers:
+        raise ValueError("an alias must have a target")
+    return _joined(tiers)
+
+
+def shown(target: Target) -> ShownTarget:
+    """Return a target as callers see it."""
+    return target if isinstance(target, str) else target.tiers
 
 
 def without(target: Targets, id: str) -> Target | None:

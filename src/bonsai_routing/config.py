@@ -17,6 +17,7 @@ from bonsai_routing._config_reader import ADAPTER_KEYS, ENDPOINT_KEYS, KEYS, Con
 from bonsai_routing._files import read_file
 from bonsai_routing._metadata import thaw
 from bonsai_routing._record import Own
+from bonsai_routing._targets import ShownTarget, Target, Targets, make_target, shown
 from bonsai_routing.adapter_registry import load_adapter
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.errors import RoutingError
@@ -48,7 +49,8 @@ class ConfigError(RoutingError, ValueError):
 class RoutingConfig:
     """The contents of a registry: endpoints, the adapters on them, aliases, and the default.
 
-    *aliases* is a tuple of pairs, each an alias and its target id. A dictionary would not be hashable.
+    *aliases* is a tuple of pairs, each an alias and its target id or, if it has several targets, a tuple of what
+    :meth:`ModelRegistry.add_alias` takes for each. A dictionary would not be hashable.
     *default* is the id or an alias of the default endpoint, or ``None`` for no default.
     *unchecked* has the ids of the adapters whose weights are not compared with those of their base.
     *adapter_status* has the status of each adapter that is not ready, as pairs of an id and a status.
@@ -63,7 +65,7 @@ class RoutingConfig:
 
     endpoints: tuple[ModelEndpoint, ...] = ()
     adapters: tuple[LoraAdapter, ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, ShownTarget], ...] = ()
     default: str | None = None
     unchecked: tuple[str, ...] = ()
     adapter_status: tuple[tuple[str, EndpointStatus], ...] = ()
@@ -82,10 +84,11 @@ class RoutingConfig:
                     raise TypeError(f"{name} must hold {kind.__name__} objects, not {short_repr(item)}")
             # A frozen instance accepts values only through ``object.__setattr__()``.
             object.__setattr__(self, name, items)
-        for name, pairs in (("aliases", self.aliases), ("adapter_status", self.adapter_status)):
-            for pair in pairs:
-                if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                    raise TypeError(f"{name} must hold pairs of str, not {short_repr(pair)}")
+        for pair in self.adapter_status:
+            if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                raise TypeError(f"adapter_status must hold pairs of str, not {short_repr(pair)}")
+        aliases = [_alias(pair) for pair in self.aliases]
+        object.__setattr__(self, "aliases", tuple((alias, shown(target)) for alias, target in aliases))
         if not (self.default is None or isinstance(self.default, str)):
             raise TypeError(f"default must be a str or None, not {short_repr(self.default)}")
         unchecked, statuses = set(self.unchecked), {id: EndpointStatus(status) for id, status in self.adapter_status}
@@ -101,7 +104,7 @@ class RoutingConfig:
         object.__setattr__(self, "unchecked", tuple(id for id in ids if id in unchecked))
         statuses = {id: statuses[id] for id in ids if not statuses.get(id, EndpointStatus.READY).is_available()}
         object.__setattr__(self, "adapter_status", tuple(statuses.items()))
-        problems += find_conflicts(self.endpoints, self.adapters, self.aliases, self.default, unchecked)
+        problems += find_conflicts(self.endpoints, self.adapters, aliases, self.default, unchecked)
         if problems:
             raise ConfigError(problems)
 
@@ -137,7 +140,8 @@ class RoutingConfig:
             conflicts = find_conflicts(endpoints, adapters, aliases, default, reader.unchecked, reader.invalid_ids)
             raise ConfigError([*reader.problems, *conflicts])
         # If there are no problems, no endpoint, adapter or target is None.
-        return cls(endpoints, adapters, aliases, default, tuple(reader.unchecked), reader.adapter_status)  # type: ignore[arg-type]
+        pairs = [(alias, shown(target)) for alias, target in aliases if target is not None]
+        return cls(endpoints, adapters, pairs, default, tuple(reader.unchecked), reader.adapter_status)  # type: ignore[arg-type]
 
     def to_mapping(self) -> dict[str, object]:
         """Return a new mapping from which :meth:`from_mapping` makes an equal configuration.
@@ -162,7 +166,7 @@ class RoutingConfig:
                 for each in self.adapters
             ]
         if self.aliases:
-            mapping["aliases"] = dict(self.aliases)
+            mapping["aliases"] = {alias: thaw(target) for alias, target in self.aliases}
         return mapping
 
     def registry(
@@ -181,7 +185,8 @@ class RoutingConfig:
         ready = EndpointStatus.READY if status is None else EndpointStatus(status)
         models = ModelRegistry(on_idle=on_idle)
         # No alias has the same name as an id, so a default that is an alias is not an id as well.
-        default = None if self.default is None else dict(self.aliases).get(self.default, self.default)
+        aliases = dict(map(_alias, self.aliases))
+        default = None if self.default is None else aliases.get(self.default, self.default)
         for endpoint in self.endpoints:
             if endpoint.status.is_available():
                 endpoint = replace(endpoint, status=ready)
@@ -192,9 +197,22 @@ class RoutingConfig:
             id = adapter.id.value
             own = Own(statuses.get(id, ready), None)
             store.run(load_adapter, store, adapter, own, None, id not in unchecked, id == default)
-        for alias, target in self.aliases:
-            models.add_alias(alias, target)
+        for alias, target in aliases.items():
+            store.run(store.set_alias, alias, target)
+        if isinstance(default, Targets):
+            store.run(store.set_alias, None, default)
         return models
+
+
+def _alias(pair: tuple[object, ...]) -> tuple[str, Target]:
+    """Return an alias and what it maps to. Raise ``TypeError`` or ``ValueError`` when *pair* is not valid."""
+    match pair:
+        case (str() as alias, str() | tuple() | list() as targets):
+            try:
+                return alias, make_target([targets] if isinstance(targets, str) else targets)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"aliases has {short_repr(alias)}: {error}") from None
+    raise TypeError(f"aliases must hold pairs of a str and a str or a tuple, not {short_repr(pair)}")
 
 
 def _to_mapping(value: object, plain: object, keys: Sequence[str], required: int) -> dict[str, object]:

@@ -1,13 +1,13 @@
 """The directory of served models: which endpoints exist, and by which names they are found."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 from bonsai_routing._checks import check_name
 from bonsai_routing._ledger import new_future
 from bonsai_routing._record import make_note
 from bonsai_routing._store import Contents, RegistryChange, Store
-from bonsai_routing._targets import AliasTarget, make_target
+from bonsai_routing._targets import AliasTarget, ShownTarget, make_target, shown
 from bonsai_routing.endpoint import EndpointStatus, ModelEndpoint
 from bonsai_routing.leases import DrainingEndpoint, Publication
 from bonsai_routing.model_id import ModelId
@@ -174,16 +174,14 @@ class ModelRegistry:
 
     # Everyday changes
 
-    def aliases(self) -> dict[str, str | tuple[str | Mapping[str, int], ...]]:
+    def aliases(self) -> dict[str, ShownTarget]:
         """Return a new dictionary of all aliases and the ids that they map to, in the order in which they were added.
 
         The value of an alias with several targets is a tuple of what :meth:`add_alias` takes for each.
         It includes aliases whose target is not registered, and aliases that an id of the same name shadows.
         """
         targets = self._directory.snapshot()[1].items()
-        return {
-            alias: target if isinstance(target, str) else target.tiers for alias, target in targets if alias is not None
-        }
+        return {alias: shown(target) for alias, target in targets if alias is not None}
 
     def remove_alias(self, alias: str) -> bool:
         """Remove *alias*; return whether there was such an alias. An id of the same name stays."""
