@@ -1,6 +1,9 @@
 """A registry that is in use and gets a new configuration."""
 
+import json
 import random
+import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +120,40 @@ def test_a_broken_file_leaves_the_old_registry_serving(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         models.replace_with(RoutingConfig.read(path).registry())
     assert ModelRouter(models).route("gpt-4o-mini").adapter == "code"
+
+
+# Files that are cut, as a reload finds them while another program writes them
+
+THREE = "schema = 1\n" + "".join(
+    f'\n[[endpoints]]\nid = "{id}"\nbase_model = "w"\nmax_context_length = 8192\n' for id in "abc"
+)
+
+
+def valid_beginnings(folder: Path, text: str, name: str = "models.toml") -> list[str]:
+    """Return each beginning of a file that is read without a problem, and lacks more than white space at the end."""
+    found: list[str] = []
+    for length in range(len(text.rstrip())):
+        path = write_file(folder, text[:length], name)
+        with suppress(ConfigError):
+            RoutingConfig.read(path)
+            found.append(text[:length])
+    return found
+
+
+def test_a_cut_file_is_valid_only_after_a_complete_table_or_in_its_last_number(tmp_path: Path) -> None:
+    found = valid_beginnings(tmp_path, THREE)
+    assert len(found) == 15
+    assert all(re.search(r"max_context_length = 8(1|19|192\s*)?$", each) for each in found)
+
+
+def test_a_cut_file_is_never_valid_if_its_default_is_its_last_alias(tmp_path: Path) -> None:
+    text = THREE.replace("schema = 1\n", 'schema = 1\ndefault = "chat"\n') + '\n[aliases]\nx = "c"\nchat = "a"\n'
+    assert RoutingConfig.read(write_file(tmp_path, text)).default == "chat"
+    assert valid_beginnings(tmp_path, text) == []
+
+
+def test_a_cut_json_file_is_never_valid(tmp_path: Path) -> None:
+    assert valid_beginnings(tmp_path, json.dumps(CONFIG.to_mapping(), indent=1) + "\n", "models.json") == []
 
 
 def test_a_reloaded_registry_equals_a_new_registry() -> None:
