@@ -1013,6 +1013,119 @@ def test_tokens_that_fit_nowhere_are_told_with_the_limit_of_the_default() -> Non
     assert not engine.calls
 
 
+# Names with several targets
+
+
+def test_a_target_that_is_ready_is_preferred_to_one_that_would_have_to_be_loaded() -> None:
+    models, engine = models_loading("cold", "warm"), Engine()
+    models.add_alias("order", "cold", "warm")
+    models.add_alias("weights", {"cold": 99, "warm": 1}, "gone")
+    loader = loader_of(models, engine)
+    load_all(loader, engine, "warm")
+    for name in ("order", "weights"):
+        for _ in range(20):
+            with loader.lease(name) as lease:
+                assert lease.loaded.done()
+                assert lease.endpoint.id == "warm"
+                assert lease.requested == name
+    load_all(loader, engine, "cold")
+    with loader.lease("order") as lease:
+        assert lease.endpoint.id == "cold"
+    assert engine.calls == ["load warm", "load cold"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "tokens", "chosen"),
+    [
+        (("a", "b", "c"), None, "a"),
+        (("b", "a"), 4, "b"),
+        (("a", "b", "c"), 5, "b"),
+        (("a", "b", "c"), 9, "c"),
+        (("a", {"b": 1, "c": 1}), 9, "c"),
+        (("gone", "off", "failed", "b"), None, "b"),
+        # A target that is ready answers only if the tokens fit.
+        (("b", "small"), 2, "small"),
+        (("b", "small"), 3, "b"),
+    ],
+)
+def test_if_no_target_is_ready_the_first_that_can_be_loaded_and_fits_is_loaded(
+    targets: tuple[Any, ...], tokens: int | None, chosen: str
+) -> None:
+    models = candidates(
+        a=(4, LOADING),
+        b=(8, LOADING),
+        c=(16, LOADING),
+        off=(16, DISABLED),
+        failed=(16, ERROR),
+        small=(2, READY),
+    )
+    models.add_alias("chat", *targets)
+    engine = Engine()
+    was_ready = status(models, chosen) == READY
+    with loader_of(models, engine).lease("chat", tokens) as lease:
+        assert lease.endpoint.id == chosen
+        assert lease.requested == "chat"
+        assert engine.calls == ([] if was_ready else [f"load {chosen}"])
+
+
+def test_while_no_target_is_ready_each_request_draws_which_one_to_load() -> None:
+    models, engine = models_loading("a", "b"), Engine()
+    models.add_alias("split", {"a": 1, "b": 1})
+    loader = loader_of(models, engine)
+    with ExitStack() as leases:
+        for _ in range(100):
+            leases.enter_context(loader.lease("split"))
+    assert sorted(engine.calls) == ["load a", "load b"]
+
+
+def test_an_error_of_a_load_says_the_name_under_which_each_lease_was_taken() -> None:
+    models, engine = models_loading("a", "b"), Engine()
+    models.add_alias("chat", "a", "b")
+    models.add_alias("plain", "a")
+    models.set_default("a")
+    loader = loader_of(models, engine)
+    names = ("chat", "a", "plain", None, "chat")
+    with ExitStack() as stack:
+        leases = [stack.enter_context(loader.lease(name)) for name in names]
+        cause = MemoryError("out of memory")
+        engine.fail("a", cause)
+        for name, lease in zip(names, leases, strict=True):
+            error = failure(lease)
+            assert isinstance(error, ModelNotReadyError)
+            assert (error.model, error.requested, error.reason) == ("a", name, "out of memory")
+            assert error.__cause__ is cause
+    # The next request has the next target loaded.
+    with loader.lease("chat") as lease:
+        assert lease.endpoint.id == "b"
+
+
+def test_if_no_target_can_be_loaded_the_error_is_that_of_the_first() -> None:
+    models, engine = models_loading("a", "b"), Engine()
+    for name, targets in (("chat", ("gone", "a", "b")), ("split", ({"a": 1, "b": 99},))):
+        models.add_alias(name, *targets)
+    loader = loader_of(models, engine, retry_after=7)
+    with loader.lease("a"):
+        engine.fail("a")
+    models.set_status("b", DISABLED, reason="maintenance")
+    for name in ("chat", "split"):
+        for tokens in (None, 10, 1_000_000):
+            with pytest.raises(ModelNotReadyError) as caught:
+                loader.lease(name, tokens)
+            error = caught.value
+            assert (error.model, error.status, error.requested) == ("a", ERROR, name)
+            assert (error.reason, error.retry_after) == ("out of memory", 7)
+    assert engine.calls == ["load a"]
+
+
+def test_if_the_tokens_fit_no_target_the_error_has_the_limit_of_the_largest_that_is_ready_or_can_be_loaded() -> None:
+    models, engine = candidates(a=(4, LOADING), b=(8, LOADING), c=(16, DISABLED), d=(2, READY)), Engine()
+    models.add_alias("chat", "a", "b", "c", "d")
+    with pytest.raises(ContextTooLongError) as caught:
+        loader_of(models, engine).lease("chat", 9)
+    assert caught.value.args == ("b", 9, 8)
+    assert not engine.calls
+
+
 # Adapters
 
 
