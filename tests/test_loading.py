@@ -1099,6 +1099,22 @@ def test_an_error_of_a_load_says_the_name_under_which_each_lease_was_taken() -> 
         assert lease.endpoint.id == "b"
 
 
+def test_who_was_told_under_one_name_is_not_told_again_with_those_who_wait_under_another() -> None:
+    models, engine = models_loading("a"), Engine()
+    models.add_alias("chat", "a")
+    loader = loader_of(models, engine)
+    with loader.lease("a") as first:
+        models.set_status("a", DISABLED)
+        models.set_status("a", LOADING)
+        with loader.lease("chat") as second:
+            assert not second.loaded.done()
+            engine.finish("load a")
+            assert second.loaded.result(timeout=0) is None
+        error = failure(first)
+        assert isinstance(error, ModelNotReadyError)
+        assert (error.status, error.requested) == (DISABLED, "a")
+
+
 def test_if_no_target_can_be_loaded_the_error_is_that_of_the_first() -> None:
     models, engine = models_loading("a", "b"), Engine()
     for name, targets in (("chat", ("gone", "a", "b")), ("split", ({"a": 1, "b": 99},))):

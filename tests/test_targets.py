@@ -653,6 +653,18 @@ def test_a_card_of_an_alias_says_who_answers_now_and_how_much_fits() -> None:
         assert model_response(router, card["id"]) == card
 
 
+def test_a_card_of_an_alias_without_a_ready_target_shows_the_first() -> None:
+    router = router_of(v1="error", v2="loading", v3=10)
+    router.registry.add_alias("order", "gone", "v2", "v1")
+    router.registry.add_alias("weights", {"v1": 1, "v2": 9})
+    data = models_response(router, aliases=True, ready=False)["data"]
+    assert isinstance(data, list)
+    assert [(card["id"], card["root"], card["status"]) for card in data[3:]] == [
+        ("order", "v2", "loading"),
+        ("weights", "v1", "error"),
+    ]
+
+
 def cards(router: ModelRouter) -> list[Any]:
     data = models_response(router, aliases=True)["data"]
     assert isinstance(data, list)
