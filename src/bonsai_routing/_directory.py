@@ -131,22 +131,21 @@ class Directory:
         A registered id maps to itself. An id that is not registered has no record.
         For the default, the ready record with the largest context comes third, as of the same moment too.
         """
-
-        def read(tables: Tables) -> tuple[Target | None, dict[str, Record], Record | None]:
-            largest = None
-            if name is None:
-                largest = self.find_indexed(LARGEST)
-            else:
-                record = self.find_id(name)
+        while True:
+            before, tables = self.before, self.tables
+            target: Target | None = name
+            if name is None or self.find_id(name) is None:
+                target = tables.aliases.get(name)
+                if before:
+                    target = self.before_aliases.get(name, target)
+            records: dict[str, Record] = {}
+            for id in ids_of(target):
+                record = self.find_id(id)
                 if record is not None:
-                    return name, {name: record}, None
-            target = tables.aliases.get(name)
-            if self.before:
-                target = self.before_aliases.get(name, target)
-            found = [self.find_id(id) for id in ids_of(target)]
-            return target, {record.id: record for record in found if record is not None}, largest
-
-        return self._read(read)[0]
+                    records[id] = record
+            largest = self.find_indexed(LARGEST) if name is None else None
+            if self.before is before and self.tables is tables:
+                return target, records, largest
 
     def at_once(self, find: Callable[[], Found]) -> Found:
         """Return what *find* finds with other methods of this directory, all as of the same moment."""

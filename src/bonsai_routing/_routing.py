@@ -1,7 +1,6 @@
 """The rule which record answers a request, whole and as of one moment: the slow path of the router."""
 
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Iterable
 
 from bonsai_routing._checks import check_name
 from bonsai_routing._directory import Directory
@@ -10,7 +9,7 @@ from bonsai_routing._targets import ids_of, in_order
 from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, NoModelsAvailableError, RoutingError
 from bonsai_routing.model_id import ModelId
 
-__all__ = ["Ranking", "find_next", "find_record", "rank"]
+__all__ = ["find_next", "find_record", "rank", "refusal"]
 
 
 def find_record(
@@ -39,34 +38,20 @@ def find_next(
     tried: Collection[str] = (),
 ) -> Record:
     """Return the best record whose id is not in *tried*, or raise the error that explains why there is none."""
-    ranking = rank(directory, name, required_context, key)
-    for record in ranking.able:
+    able, others = rank(directory, name, required_context, key)
+    for record in able:
         if record.id not in tried:
             return record
-    raise ranking.error(name, required_context or 0)
+    raise refusal(others, name, required_context or 0)
 
 
-class Ranking(NamedTuple):
-    """The targets of a name, as of one moment: the records that may answer, the best first, and the other targets."""
+def rank(
+    directory: Directory, name: str | None, required_context: int | None, key: str | None
+) -> tuple[list[Record], list[tuple[str, Record | None]]]:
+    """Return which targets of a name may answer, the best first, and the others, with ``None`` for no record.
 
-    able: list[Record]
-    # In the order of the targets. None stands for an id that is not registered.
-    others: list[tuple[str, Record | None]]
-
-    def error(self, name: str | None, required_context: int) -> RoutingError:
-        """Return the error that explains why none of the others may answer."""
-        registered = [record for _, record in self.others if record is not None]
-        ready = [record for record in registered if record.is_ready]
-        if not registered:
-            return NoModelsAvailableError() if name is None else ModelNotFoundError(name)
-        if not ready:
-            return registered[0].not_ready(name)
-        largest = max(ready, key=lambda record: record.endpoint.max_context_length)
-        return ContextTooLongError(largest.id, required_context, largest.endpoint.max_context_length)
-
-
-def rank(directory: Directory, name: str | None, required_context: int | None, key: str | None) -> Ranking:
-    """Return which targets of a name may answer, and which may not. *key* decides between weights, or else chance."""
+    All are as of the same moment. *key* decides between weights; ``None`` leaves them to chance.
+    """
     target, records, largest = directory.find_targets(name)
     able: dict[str, Record] = {}
     others: list[tuple[str, Record | None]] = []
@@ -91,4 +76,16 @@ def rank(directory: Directory, name: str | None, required_context: int | None, k
     ):
         # As in the reference, the largest context answers in place of a default that is ready and too small.
         ranked = [largest]
-    return Ranking(ranked, others)
+    return ranked, others
+
+
+def refusal(others: Iterable[tuple[str, Record | None]], name: str | None, required_context: int) -> RoutingError:
+    """Return the error that explains why none of these targets may answer."""
+    registered = [record for _, record in others if record is not None]
+    ready = [record for record in registered if record.is_ready]
+    if not registered:
+        return NoModelsAvailableError() if name is None else ModelNotFoundError(name)
+    if not ready:
+        return registered[0].not_ready(name)
+    largest = max(ready, key=lambda record: record.endpoint.max_context_length)
+    return ContextTooLongError(largest.id, required_context, largest.endpoint.max_context_length)

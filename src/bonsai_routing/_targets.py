@@ -96,13 +96,14 @@ def in_order(target: Target | None, alias: str | None, key: str | None) -> Seque
         return ids_of(target)
     if not target.has_weights:
         return target.ids
-    prefix = _encoded(f"{alias or ''}\0{os.urandom(16).hex() if key is None else key}\0")
+    text = f"{alias or ''}\0{os.urandom(16).hex() if key is None else key}\0"
+    prefix = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
     ids: list[str] = []
     for tier in target.tiers:
         if isinstance(tier, str):
             ids.append(tier)
         else:
-            draws = [(log(_uniform(prefix + _encoded(id))) / weight, id) for id, weight in tier.items()]
+            draws = [(_draw(prefix, id) / weight, id) for id, weight in tier.items()]
             draws.sort(reverse=True)
             ids += [id for _, id in draws]
     return ids
@@ -158,13 +159,11 @@ def _joined(tiers: list[Mapping[str, int]]) -> Target:
     return Targets(plain, ids, any(len(tier) > 1 for tier in tiers))
 
 
-def _encoded(text: str) -> bytes:
+def _draw(prefix: blake2b, id: str) -> float:
+    """Return the logarithm of a number between 0 and 1, without either, that is a hash of the prefix and *id*."""
+    # To hash the prefix for each id would take longer.
+    hashed = prefix.copy()
     # A name may hold half of a surrogate pair.
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _uniform(data: bytes) -> float:
-    """Return a number between 0 and 1, without either, that is a hash of *data*."""
-    digest = blake2b(data, digest_size=8).digest()
-    # 52 bits and a half fit into a float exactly, so the largest result is still below 1.
-    return ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52
+    hashed.update(id.encode("utf-8", "surrogatepass"))
+    # 52 bits and a half fit into a float exactly, so the largest number is still below 1.
+    return log(((int.from_bytes(hashed.digest()) >> 12) + 0.5) / 2**52)

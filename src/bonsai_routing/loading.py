@@ -283,12 +283,14 @@ class ModelLoader:
         # No target of the name answers as it is: load the first that the tokens fit into.
         text = None if name is None else str(name)
         target, records, _ = self._store.directory.find_targets(text)
-        ordered = [records[id] for id in in_order(target, text, None) if id in records]
-        usable = [record for record in ordered if record.is_ready or self._can_load(record)]
-        for record in usable:
-            fits = required_context is None or required_context <= record.endpoint.max_context_length
-            if fits and not record.is_ready:
-                return record
+        usable: list[Record] = []
+        for id in in_order(target, text, None):
+            record = records.get(id)
+            if record is not None and (record.is_ready or self._can_load(record)):
+                fits = required_context is None or required_context <= record.endpoint.max_context_length
+                if fits and not record.is_ready:
+                    return record
+                usable.append(record)
         if required_context is None or not usable:
             first = next(iter(records.values()))
             if first.own is not None and first.own.status is ERROR:

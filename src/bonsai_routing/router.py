@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bonsai_routing._checks import check_name, check_tokens
 from bonsai_routing._directory import LARGEST, Directory
 from bonsai_routing._record import Record
-from bonsai_routing._routing import find_next, find_record, rank
+from bonsai_routing._routing import find_next, find_record, rank, refusal
 from bonsai_routing.endpoint import ModelEndpoint
 from bonsai_routing.errors import RoutingError
 from bonsai_routing.leases import Lease
@@ -216,11 +216,12 @@ class ModelRouter:
         Candidates(able=(ModelEndpoint('v1', 'qwen3-8b'),), refused=(('v2', 'loading'),))
         """
         name = _check(requested_model, required_context, key)
-        ranking = rank(self.registry._directory, name, required_context, key)
-        if not ranking.able and not ranking.others:
-            raise ranking.error(name, 0)
-        refused = tuple((id, _why_not(record)) for id, record in ranking.others)
-        return Candidates(tuple(record.endpoint for record in ranking.able), refused)
+        able, others = rank(self.registry._directory, name, required_context, key)
+        if not able and not others:
+            raise refusal(others, name, 0)
+        return Candidates(
+            tuple(record.endpoint for record in able), tuple((id, _why_not(record)) for id, record in others)
+        )
 
 
 def _check(requested_model: ModelId | str | None, required_context: int | None, key: str | None) -> str | None:

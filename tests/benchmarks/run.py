@@ -197,6 +197,14 @@ def route_in_tiers(world: World, names: list[str]) -> float:
     return each(world.several.route, names)
 
 
+def choose_by_key(world: World, names: list[str]) -> float:
+    call = world.several.candidates
+    start = clock()
+    for name in names:
+        call("split", key=name)
+    return (clock() - start) / len(names)
+
+
 def lease_by_key(world: World, names: list[str]) -> float:
     call = world.several.leases
     start = clock()
@@ -280,7 +288,8 @@ Operation = Callable[[World, list[str]], float]
 SMALL_ONLY: tuple[tuple[str, Operation, str, float | None], ...] = (
     ("ModelLoader.lease(id), loaded, its release()", lease_loaded, "ids", 60),
     ("route(alias), second of two targets", route_in_tiers, "in tiers", 1.2),
-    ("leases(alias, key) of three, one release()", lease_by_key, "ids", 150),
+    ("candidates(alias, key) of three", choose_by_key, "ids", 150),
+    ("leases(alias, key) of three, one release()", lease_by_key, "ids", None),
 )
 
 # What is measured, the names of the floor to compare with, and the bar: at most how many times the floor it may take.
