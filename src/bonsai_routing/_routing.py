@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 
 from bonsai_routing._checks import check_name
-from bonsai_routing._directory import Directory
+from bonsai_routing._directory import CHOICE, Directory
 from bonsai_routing._record import Record
 from bonsai_routing._targets import ids_of, in_order
 from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, NoModelsAvailableError, RoutingError
@@ -19,7 +19,9 @@ def find_record(
     name = requested_model
     if name is not None and not isinstance(name, str):
         name = check_name("requested_model", name)
-    record = directory.find(name)
+    record = directory.find_indexed(name)
+    if record is CHOICE:
+        record = directory.find(name)
     if record is None:
         raise NoModelsAvailableError if name is None else ModelNotFoundError(name)
     if not record.is_ready:
