@@ -409,3 +409,13 @@ def test_names_that_always_resolve_are_suggested_while_other_threads_write() -> 
 )
 def test_the_package_has_the_function_whichever_import_comes_first(statements: str) -> None:
     subprocess.run([sys.executable, "-c", f"{statements}; assert f is g; f.__code__"], check=True)
+
+
+@pytest.mark.parametrize("status", ["loading", "disabled", "error"])
+def test_a_model_that_is_not_ready_is_suggested_on_request(status: str) -> None:
+    registry = registry_of("model")
+    registry.set_status("model", status)
+    for name in ("modle", "openai/model:latest"):
+        assert suggestions(registry, name) == []
+        assert suggestions(registry, name, ready=False)[0] == "model"
+    assert suggestions(registry, "modle", ready=False, card=lambda endpoint: None) == []

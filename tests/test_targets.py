@@ -665,6 +665,26 @@ def test_a_card_of_an_alias_without_a_ready_target_shows_the_first() -> None:
     ]
 
 
+def test_a_card_of_an_alias_may_be_asked_for_before_any_target_is_ready() -> None:
+    router = router_of(v1="loading", v2="error")
+    router.registry.add_alias("chat", "v2", "v1")
+    router.registry.add_alias("split", {"v1": 1, "v2": 9})
+    body: Any = models_response(router, aliases=True, ready=False)
+    listed = {card["id"]: card for card in body["data"]}
+    assert {id: card["status"] for id, card in listed.items()} == {
+        "v1": "loading",
+        "v2": "error",
+        "chat": "error",
+        "split": "loading",
+    }
+    assert all(model_response(router, id, ready=False) == card for id, card in listed.items())
+    router.registry.set_status("v1", "ready")
+    card = model_response(router, "chat", ready=False)
+    assert (card["root"], card["status"]) == ("v1", "ready")
+    with pytest.raises(ModelNotFoundError):
+        model_response(router, "gone", ready=False)
+
+
 def cards(router: ModelRouter) -> list[Any]:
     data = models_response(router, aliases=True)["data"]
     assert isinstance(data, list)

@@ -75,8 +75,7 @@ def models_response(
     listed: dict[str, _Listed] = {}
     for record in records:
         if record.is_ready or not ready:
-            status = {} if ready else {"status": record.endpoint.status.value}
-            found = _listed(record, present.get, owned_by, status, card)
+            found = _listed(record, present.get, owned_by, ready, card)
             if found is not None:
                 listed[record.id] = found
     data = [each.card() for each in listed.values()]
@@ -92,12 +91,14 @@ def model_response(
     router: ModelRouter,
     name: ModelId | str,
     *,
+    ready: bool = True,
     owned_by: str = OWNER,
     card: Callable[[ModelEndpoint], Mapping[str, object] | None] | None = None,
 ) -> dict[str, object]:
     """Return the body of ``GET /v1/models/{id}``: the card of that id or alias, as :func:`models_response` has it.
 
     Raises :class:`ModelNotFoundError` and :class:`ModelNotReadyError`, as routing does.
+    ``ready=False`` returns the card of a model that is not ready as well, with the key ``status``.
     If *card* leaves the model out, raises :class:`ModelNotFoundError`, also when the model is not ready.
     """
     directory = _directory(router)
@@ -111,14 +112,13 @@ def model_response(
         return target, [*records.values()], {prefix: directory.find_id(prefix) for prefix in prefixes}
 
     target, records, bases = directory.at_once(find)
-    found = [_listed(record, bases.get, owned_by, {}, card) for record in records]
+    found = [_listed(record, bases.get, owned_by, ready, card) for record in records]
     listed = [each for each in found if each is not None]
     if not listed:
         raise ModelNotFoundError(text)
-    ready = [each for each in listed if each.record.is_ready]
-    if not ready:
+    if ready and not any(each.record.is_ready for each in listed):
         raise listed[0].record.not_ready(text)
-    return ready[0].card() if ready[0].record.id == text else _alias_card(text, target, ready)
+    return listed[0].card() if listed[0].record.id == text else _alias_card(text, target, listed)
 
 
 class _Listed(NamedTuple):
@@ -149,7 +149,7 @@ def _listed(
     record: Record,
     find: Callable[[str], Record | None],
     owned_by: str,
-    status: Mapping[str, object],
+    ready: bool,
     card: Callable[[ModelEndpoint], Mapping[str, object] | None] | None,
 ) -> _Listed | None:
     """Return what the list has of a record; ``None`` if *card* leaves the endpoint out. *find* finds other records."""
@@ -158,7 +158,7 @@ def _listed(
         return None
     if not isinstance(more, Mapping):
         raise TypeError(f"card must return a mapping or None, not {short_repr(more)}")
-    ours = {
+    ours: dict[str, object] = {
         "id": record.id,
         "object": "model",
         "created": record.registered_at,
@@ -166,8 +166,9 @@ def _listed(
         "root": record.endpoint.base_model,
         "parent": None if record.endpoint.adapter is None else _parent(record, find),
         "max_model_len": record.endpoint.max_context_length,
-        **status,
     }
+    if not ready:
+        ours["status"] = record.endpoint.status.value
     return _Listed(record, ours, more)
 
 

@@ -36,11 +36,13 @@ def suggestions(
     registry: ModelRegistry,
     name: ModelId | str,
     *,
+    ready: bool = True,
     card: Callable[[ModelEndpoint], Mapping[str, object] | None] | None = None,
 ) -> list[str]:
     """Return up to three ids and aliases that a client may have meant by *name*, the most likely first.
 
     All of them are ready, so ``models_response(router, aliases=True)`` lists them; *name* itself is never suggested.
+    ``ready=False`` suggests names that are not ready as well, for a server that loads models when they are requested.
     *card* is the function that is passed to :func:`models_response`. A name is not suggested if *card* returns ``None``
     for its endpoint. *card* is called only for names that would be suggested. If it is ``None``, no name is left out.
     Show the suggestions to people: routing never replaces a name by another name.
@@ -70,18 +72,18 @@ def suggestions(
     name = check_name("name", name)
 
     def is_listed(candidate: str) -> bool:
-        endpoint = _ready(registry, candidate)
+        endpoint = _resolve(registry, candidate, ready)
         return endpoint is not None and (card is None or card(endpoint) is not None)
 
     # A dictionary, because a name may be found in both ways.
-    candidates = dict.fromkeys([*_undecorated(name), *_similar(registry, name)])
+    candidates = dict.fromkeys([*_undecorated(name), *_similar(registry, name, ready)])
     return [*islice((each for each in candidates if each != name and is_listed(each)), 3)]
 
 
-def _ready(registry: ModelRegistry, name: str) -> ModelEndpoint | None:
-    """Return the endpoint that a name maps to, if it is ready."""
+def _resolve(registry: ModelRegistry, name: str, ready: bool) -> ModelEndpoint | None:
+    """Return the endpoint that a name maps to; ``None`` if there is none, or if it is to be ready and is not."""
     endpoint = registry.resolve(name)
-    return endpoint if endpoint is not None and endpoint.status.is_available() else None
+    return None if endpoint is None or (ready and not endpoint.status.is_available()) else endpoint
 
 
 def _undecorated(name: str) -> list[str]:
@@ -102,14 +104,14 @@ def _undecorated(name: str) -> list[str]:
     return [*sorted(found, key=len, reverse=True), f"{name}:latest", f"{name}-latest"]
 
 
-def _similar(registry: ModelRegistry, name: str) -> list[str]:
+def _similar(registry: ModelRegistry, name: str, ready: bool) -> list[str]:
     """Return the names that are similar to *name*, the most similar first."""
     if len(name) > _LONGEST:
         return []
     wanted = name.lower()
     matcher = SequenceMatcher(b=wanted)
     ranked: list[tuple[float, str]] = []
-    for candidate in _candidates(registry, wanted):
+    for candidate in _candidates(registry, wanted, ready):
         text = candidate.lower()
         matcher.set_seq1(text)
         extends = len(wanted) >= 3 and (text.startswith(wanted) or text.endswith(wanted))
@@ -119,14 +121,14 @@ def _similar(registry: ModelRegistry, name: str) -> list[str]:
     return [candidate for _, candidate in sorted(ranked)]
 
 
-def _candidates(registry: ModelRegistry, wanted: str) -> list[str]:
-    """Return the names to compare closely: the ready ones that contain the most quarters of *wanted*."""
+def _candidates(registry: ModelRegistry, wanted: str, ready: bool) -> list[str]:
+    """Return the names to compare closely: those that may be suggested and contain the most quarters of *wanted*."""
     # A name of less than half the characters has a ratio below the cutoff.
     fewest = len(wanted) // 2
     names = [
         name
         for name in _first_names(registry)
-        if fewest <= len(name) <= _LONGEST and _ready(registry, name) is not None
+        if fewest <= len(name) <= _LONGEST and _resolve(registry, name, ready) is not None
     ]
     a, b, c, d = (wanted[len(wanted) * part // 4 : len(wanted) * (part + 1) // 4] for part in range(4))
 
