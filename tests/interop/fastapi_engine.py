@@ -36,6 +36,7 @@ class ObedientEngine:
 
     def unload(self, handle: Weights) -> None:
         handle.freed = True
+        print(f"{handle.name} was unloaded", file=sys.stderr, flush=True)
 
     def count_tokens(self, messages: list[dict[str, str]]) -> int:
         return sum(len(message["content"].split()) for message in messages)
@@ -51,6 +52,8 @@ class ObedientEngine:
                 yield word
             if "block" in prompt:
                 time.sleep(1)
+            while "flood" in prompt:
+                yield "more" * 10000
             while "never end" in prompt:
                 time.sleep(0.01)
                 yield " more"

@@ -357,6 +357,17 @@ def test_a_client_that_hangs_up_during_the_answer_is_counted_no_more(server: Ser
     assert server.ended("acme/bonsai-1b", "hung_up") == before + 1
 
 
+def test_a_client_that_does_not_read_its_stream_is_counted_until_it_hangs_up(server: Server) -> None:
+    before = server.ended("acme/bonsai-1b", "hung_up")
+    with server.begin("acme/bonsai-1b", "flood", True) as connection:
+        assert b"200 OK" in connection.recv(100)
+        # By now the buffers between the two are full.
+        time.sleep(0.5)
+        assert server.in_flight("acme/bonsai-1b") == 1
+    wait_until(lambda: server.in_flight("acme/bonsai-1b") == 0)
+    assert server.ended("acme/bonsai-1b", "hung_up") == before + 1
+
+
 def test_a_model_is_unloaded_only_after_the_step_that_its_client_did_not_wait_for(tmp_path: Path) -> None:
     with obedient(tmp_path, 1) as server:
         with server.begin("bonsai-8b", "block", False):
@@ -396,13 +407,14 @@ def test_a_reload_keeps_serving_and_a_broken_file_changes_nothing(tmp_path: Path
         assert answer.choices[0].message.content == "qwen3-1b: Hello!"
 
 
-def test_sigterm_lets_the_requests_in_flight_finish(tmp_path: Path) -> None:
+def test_sigterm_lets_the_requests_in_flight_finish_and_unloads_the_models(tmp_path: Path) -> None:
     with obedient(tmp_path, 2) as server, server.begin("slow", "Hello!", True) as connection:
         wait_until(lambda: server.in_flight("slow") == 1)
         server.process.send_signal(signal.SIGTERM)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert b"data: [DONE]" in answer
         server.process.wait(PATIENCE)
+        assert "slow was unloaded" in server.log.read_text()
 
 
 def test_the_metrics_count_requests_loads_and_unloads_by_model(tmp_path: Path) -> None:
