@@ -41,7 +41,7 @@ from bonsai_routing.openai import error_response, model_response, models_respons
 logger = logging.getLogger("uvicorn.error")
 T = TypeVar("T")
 Messages = list[dict[str, str]]  # Each has a role and a content.
-Chunks = AsyncGenerator[dict[str, Any], None]  # Those of a chat completion, without the "data:" of a stream.
+Chunks = AsyncGenerator[dict[str, Any], None]  # OpenAI's chat.completion.chunk objects.
 
 METRICS = {
     "bonsai_requests_total": "Requests that have ended, by the model that was asked and how they ended.",
@@ -124,7 +124,7 @@ class Chat(BaseModel):
 
 
 class EngineError(Exception):
-    """The engine has failed. Its words are in the log, and not for clients."""
+    """The engine has failed. The log has its message, which is not for clients."""
 
 
 class Service:
@@ -132,9 +132,9 @@ class Service:
 
     def __init__(self, config: Path, engine: Engine, capacity: float) -> None:
         self.config, self.engine = config, engine
-        # Of the steps of generations as many run at once, of loads two, and of reloads one.
+        # These limit what runs at the same time: 32 steps of answers, two loads or unloads, and one reload.
         self.steps, self.loads, self.reloads = ThreadPoolExecutor(32), ThreadPoolExecutor(2), ThreadPoolExecutor(1)
-        # What clients may ask for, as if all of it were loaded.
+        # The same models, all of them ready: what clients may request, whether it is loaded or not.
         self.catalog = ModelRouter(ModelRegistry())
         self.models = ModelRegistry()
         self.loader = ModelLoader(ModelRouter(self.models), self.load, self.unload, capacity=capacity)
@@ -157,7 +157,7 @@ class Service:
         self.count("bonsai_loads_total", model=str(endpoint.id))
         if adapter is None:
             return self.loads.submit(self.engine.load, endpoint, None, None)
-        # The loader keeps the base in memory as long as the adapter, so its handle stays good without the lease.
+        # The loader keeps the base in memory as long as the adapter, so the base's handle stays valid without the lease.
         with self.loader.router.lease(adapter.base_model) as base:
             return self.loads.submit(self.engine.load, endpoint, adapter, base.handle)
 
@@ -205,7 +205,7 @@ class Service:
             logger.exception("the engine failed on %r", model)
             raise EngineError from error
         finally:
-            # A thread may be in the engine still, and cannot be stopped: the weights are in use until its step ends.
+            # If a thread still computes a token, it cannot be stopped, and it uses the weights until the step ends.
             step.add_done_callback(lambda _: held.close())
             self.count("bonsai_requests_total", model=model, outcome=outcome)
 
@@ -270,7 +270,7 @@ async def whole(chunks: Chunks) -> dict[str, Any]:
 
 
 class Events(StreamingResponse):
-    """Sends chunks as server-sent events. In the end it closes them, also if the client has hung up."""
+    """Sends chunks as server-sent events. Closes the generator of the chunks at the end, also if the client hangs up."""
 
     def __init__(self, first: dict[str, Any], chunks: Chunks, usage: bool) -> None:
         self.first, self.chunks, self.usage = first, chunks, usage
@@ -286,7 +286,7 @@ class Events(StreamingResponse):
                     yield f"data: {json.dumps(chunk)}\n\n"
             yield "data: [DONE]\n\n"
         except EngineError:
-            # The status was sent long ago. Without [DONE], nobody takes this for a finished answer.
+            # The status has been sent already. Without [DONE], no client takes this for a finished answer.
             yield f"data: {json.dumps(ENGINE_FAILED)}\n\n"
 
     async def __call__(self, *args: Any) -> None:
@@ -330,7 +330,7 @@ def create_app(config: Path, engine: Engine, capacity: float) -> FastAPI:
         chunks = service.chunks(chat)
         if not chat.stream:
             return JSONResponse(await unless_gone(request, whole(chunks)))
-        # The status is sent after the first chunk, so what fails before is an error with a status of its own.
+        # The status is sent when the first chunk is there, so that an earlier failure is answered with its own status.
         first = await unless_gone(request, anext(chunks))
         return Events(first, chunks, bool(chat.stream_options and chat.stream_options.include_usage))
 
@@ -343,7 +343,7 @@ def create_app(config: Path, engine: Engine, capacity: float) -> FastAPI:
 
     @app.exception_handler(ValidationError)
     async def malformed(request: Request, error: ValidationError) -> Response:
-        # Of a union, pydantic tells what is wrong with each of its types. The longest path is the most to the point.
+        # For a union, pydantic lists an error for each of its types. The error with the longest path is the most specific.
         worst = max(error.errors(), key=lambda each: len(each["loc"]))
         places = [each for each in worst["loc"] if each not in ("str", "list[Part]")]
         param = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in places).strip(".")
@@ -362,7 +362,7 @@ def create_app(config: Path, engine: Engine, capacity: float) -> FastAPI:
     @app.exception_handler(EngineError)
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        # OpenAI's client would run the request twice more, and an engine that failed does not need more work.
+        # Otherwise OpenAI's client would send the request twice more, to an engine that has just failed.
         return JSONResponse(ENGINE_FAILED, 500, {"x-should-retry": "false"})
 
     return app
@@ -379,7 +379,7 @@ def main() -> None:
         app = create_app(options.config, EchoEngine(), options.capacity)
     except (ConfigError, ValueError) as error:
         parser.error(str(error))
-    # A client that never reads to its end cannot keep the app from stopping.
+    # A client that does not read its answer cannot keep the app from stopping.
     uvicorn.run(app, host=options.host, port=options.port, timeout_graceful_shutdown=30)
 
 
