@@ -157,7 +157,7 @@ class Service:
         self.count("bonsai_loads_total", model=str(endpoint.id))
         if adapter is None:
             return self.loads.submit(self.engine.load, endpoint, None, None)
-        # The loader keeps the base in memory as long as the adapter, so the base's handle stays valid without the lease.
+        # The loader keeps the base in memory as long as the adapter, so its handle is valid without the lease too.
         with self.loader.router.lease(adapter.base_model) as base:
             return self.loads.submit(self.engine.load, endpoint, adapter, base.handle)
 
@@ -270,7 +270,7 @@ async def whole(chunks: Chunks) -> dict[str, Any]:
 
 
 class Events(StreamingResponse):
-    """Sends chunks as server-sent events. Closes the generator of the chunks at the end, also if the client hangs up."""
+    """Sends chunks as server-sent events. Closes their generator at the end, also if the client hangs up."""
 
     def __init__(self, first: dict[str, Any], chunks: Chunks, usage: bool) -> None:
         self.first, self.chunks, self.usage = first, chunks, usage
@@ -343,7 +343,7 @@ def create_app(config: Path, engine: Engine, capacity: float) -> FastAPI:
 
     @app.exception_handler(ValidationError)
     async def malformed(request: Request, error: ValidationError) -> Response:
-        # For a union, pydantic lists an error for each of its types. The error with the longest path is the most specific.
+        # For a union, pydantic lists an error for each type. The one with the longest path is the most specific.
         worst = max(error.errors(), key=lambda each: len(each["loc"]))
         places = [each for each in worst["loc"] if each not in ("str", "list[Part]")]
         param = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in places).strip(".")
