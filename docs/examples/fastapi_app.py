@@ -33,7 +33,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from bonsai_routing import LoraAdapter, ModelEndpoint, ModelLoader, ModelRegistry, ModelRouter, Publication, suggestions
+from bonsai_routing import (
+    EndpointStatus,
+    LoraAdapter,
+    ModelEndpoint,
+    ModelLoader,
+    ModelRegistry,
+    ModelRouter,
+    Publication,
+    suggestions,
+)
 from bonsai_routing.config import ConfigError, RoutingConfig
 from bonsai_routing.errors import ContextTooLongError, ModelNotFoundError, ModelNotReadyError, RoutingError
 from bonsai_routing.openai import error_response, model_response, models_response
@@ -134,8 +143,6 @@ class Service:
         self.config, self.engine = config, engine
         # These limit what runs at the same time: 32 steps of answers, two loads or unloads, and one reload.
         self.steps, self.loads, self.reloads = ThreadPoolExecutor(32), ThreadPoolExecutor(2), ThreadPoolExecutor(1)
-        # The same models, all of them ready: what clients may request, whether it is loaded or not.
-        self.catalog = ModelRouter(ModelRegistry())
         self.models = ModelRegistry()
         self.loader = ModelLoader(ModelRouter(self.models), self.load, self.unload, capacity=capacity)
         self.lock = Lock()  # For the counts.
@@ -143,9 +150,7 @@ class Service:
         self.read()
 
     def read(self) -> None:
-        config = RoutingConfig.read(self.config)
-        self.catalog.registry.replace_with(config.registry())
-        logger.info("models: %s", self.models.replace_with(config.registry(status="loading")))
+        logger.info("models: %s", self.models.replace_with(RoutingConfig.read(self.config).registry(status="loading")))
 
     def reload(self) -> None:
         try:
@@ -229,6 +234,11 @@ class Service:
                 if name == metric:
                     lines.append(f"{metric}{{{','.join(f'{key}={quote(text)}' for key, text in labels)}}} {value}")
         return "\n".join(lines) + "\n"
+
+
+def unless_disabled(endpoint: ModelEndpoint) -> dict[str, object] | None:
+    """Show clients all models that can be loaded, and not those that are switched off."""
+    return None if endpoint.status is EndpointStatus.DISABLED else {}
 
 
 def quote(text: str) -> str:
@@ -318,11 +328,11 @@ def create_app(config: Path, engine: Engine, capacity: float) -> FastAPI:
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return models_response(service.catalog, aliases=True)
+        return models_response(service.loader.router, aliases=True, ready=False, card=unless_disabled)
 
     @app.get("/v1/models/{name:path}")
     async def retrieve(name: str) -> dict[str, Any]:
-        return model_response(service.catalog, name)
+        return model_response(service.loader.router, name, ready=False, card=unless_disabled)
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
@@ -337,8 +347,10 @@ def create_app(config: Path, engine: Engine, capacity: float) -> FastAPI:
     @app.exception_handler(RoutingError)
     async def refuse(request: Request, error: RoutingError) -> Response:
         answer = error_response(error)
-        if isinstance(error, ModelNotFoundError) and (near := suggestions(service.catalog.registry, error.model)):
-            answer.body["error"]["message"] += f" Did you mean {' or '.join(near)}?"
+        if isinstance(error, ModelNotFoundError):
+            near = suggestions(service.models, error.model, ready=False, card=unless_disabled)
+            if near:
+                answer.body["error"]["message"] += f" Did you mean {' or '.join(near)}?"
         return JSONResponse(answer.body, answer.status, answer.headers)
 
     @app.exception_handler(ValidationError)
