@@ -408,7 +408,7 @@ def test_what_is_not_routed_is_answered_as_openai_does_and_the_connection_goes_o
 def test_too_long_a_request_is_told_the_numbers(client: Client) -> None:
     _, _, answer = client.chat(saying("12345", model="small", max_tokens=1000))
     assert (
-        "This model's maximum context length is 1000 tokens. However, your messages resulted in 1002 tokens."
+        "This model's maximum context length is 1000 tokens. However, you requested 1002 tokens."
         in (answer["error"]["message"])
     )
 

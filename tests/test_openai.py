@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count, cycle
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from instructions import ROUNDS, short_turns, stopped_at_each_instruction
@@ -432,14 +432,54 @@ def test_a_context_that_is_too_long_is_told_in_the_words_that_clients_look_for()
         {},
         {
             "error": {
-                "message": "This model's maximum context length is 4097 tokens. However, your messages resulted in "
-                "4294 tokens. Please reduce the length of the messages. (context_length_exceeded)",
+                "message": "This model's maximum context length is 4097 tokens. However, you requested 4294 tokens. "
+                "Please reduce the length of the messages or completion. (context_length_exceeded)",
                 "type": "invalid_request_error",
                 "param": "messages",
                 "code": "context_length_exceeded",
             }
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "shares"),
+    [
+        (0, "0 in the messages, 9000 in the completion"),
+        (8000, "8000 in the messages, 1000 in the completion"),
+        (9000, "9000 in the messages, 0 in the completion"),
+    ],
+)
+def test_a_context_that_is_too_long_is_told_the_shares_that_are_known(prompt_tokens: int, shares: str) -> None:
+    answer: Any = error_response(ContextTooLongError("a", 9000, 4096), prompt_tokens=prompt_tokens).body
+    assert answer["error"]["message"] == (
+        f"This model's maximum context length is 4096 tokens. However, you requested 9000 tokens ({shares}). "
+        "Please reduce the length of the messages or completion. (context_length_exceeded)"
+    )
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=repr)
+def test_prompt_tokens_that_cannot_be_are_refused(error: RoutingError) -> None:
+    for wrong, kind, rule in (
+        (-1, ValueError, "prompt_tokens must be 0 tokens or more, not -1"),
+        (True, TypeError, "prompt_tokens must be an int, not True"),
+        (1.0, TypeError, "prompt_tokens must be an int, not 1.0"),
+        ("1", TypeError, "prompt_tokens must be an int, not '1'"),
+    ):
+        with pytest.raises(kind) as caught:
+            error_response(error, prompt_tokens=cast("Any", wrong))
+        assert str(caught.value) == rule
+
+
+def test_more_prompt_tokens_than_were_requested_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^prompt_tokens must be at most 9000, the tokens that were requested, not 9001$"
+    ):
+        error_response(ContextTooLongError("a", 9000, 4096), prompt_tokens=9001)
+
+
+def test_prompt_tokens_change_no_other_answer() -> None:
+    assert error_response(ModelNotFoundError("a"), prompt_tokens=7) == error_response(ModelNotFoundError("a"))
 
 
 @pytest.mark.parametrize(

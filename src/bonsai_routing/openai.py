@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bonsai_routing._checks import check_name, short_repr
+from bonsai_routing._checks import check_name, check_tokens, short_repr
 from bonsai_routing._directory import Directory
 from bonsai_routing._record import Record
 from bonsai_routing._targets import Target, ids_of, leading
@@ -206,28 +206,40 @@ class ErrorResponse:
     body: dict[str, object]
 
 
-def error_response(error: RoutingError) -> ErrorResponse:
+def error_response(error: RoutingError, *, prompt_tokens: int | None = None) -> ErrorResponse:
     """Return what a server answers when *error* ended a request, as OpenAI's clients understand it.
 
+    *prompt_tokens* is how many of the required tokens are in the messages; the others are those of the completion.
+    The message for a :class:`ContextTooLongError` then has both numbers. ``None`` means unknown.
     A model that is loading gets a ``Retry-After`` in seconds, and so does one for which the server has said when to try
     again. The reason that the server has given is not sent.
     Every other answer that OpenAI's client would repeat has ``x-should-retry: false``.
     A kind of error that is not one of this package's about routing and adapters, such as :class:`ConfigError`, is the
     server's own fault: its text is not for clients, and the answer is a plain 500.
-    Raises ``TypeError`` when *error* is not a :class:`RoutingError`.
+    Raises ``TypeError`` when *error* is not a :class:`RoutingError` or *prompt_tokens* is not an ``int``, and
+    ``ValueError`` when *prompt_tokens* is below 0 or above the ``required`` of a :class:`ContextTooLongError`.
 
     >>> answer = error_response(ModelNotFoundError("bonsai"))
     >>> answer.status, answer.body["error"]["message"]
     (404, 'The model `bonsai` does not exist.')
     """
+    if prompt_tokens is not None:
+        check_tokens("prompt_tokens", prompt_tokens)
     match error:
         case ModelNotFoundError():
             return _answer(404, "model_not_found", f"The model `{error.model}` does not exist.")
         case ContextTooLongError():
+            shares = ""
+            if prompt_tokens is not None:
+                if prompt_tokens > error.required:
+                    rule = f"must be at most {error.required}, the tokens that were requested"
+                    raise ValueError(f"prompt_tokens {rule}, not {prompt_tokens}")
+                shares = f" ({prompt_tokens} in the messages, {error.required - prompt_tokens} in the completion)"
             # OpenAI's own words, which clients look for with their numbers. Some look for the code, and in the text.
             message = (
-                f"This model's maximum context length is {error.available} tokens. However, your messages resulted in "
-                f"{error.required} tokens. Please reduce the length of the messages. (context_length_exceeded)"
+                f"This model's maximum context length is {error.available} tokens. However, you requested "
+                f"{error.required} tokens{shares}. Please reduce the length of the messages or completion. "
+                "(context_length_exceeded)"
             )
             return _answer(400, "context_length_exceeded", message, param="messages")
         case ModelNotReadyError():
