@@ -3,6 +3,8 @@
 import http.client
 import importlib.util
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,6 +23,10 @@ import pytest
 from bonsai_routing import AdapterRegistry, LoraAdapter, ModelEndpoint
 
 GATEWAY = Path(__file__).parent.parent / "docs" / "examples" / "gateway.py"
+
+# The beginning of a request, and a whole one that may follow.
+CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+NEXT = b"GET /v1/models/large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 # Seconds after which a test gives up.
 PATIENCE = 20
@@ -75,17 +81,19 @@ chat = "small"
 class Running:
     """A gateway in a process of its own."""
 
-    def __init__(self, folder: Path, models: str = MODELS) -> None:
+    def __init__(self, folder: Path, models: str = MODELS, *options: str) -> None:
         self.config = folder / "models.toml"
         self.log = folder / "log"
         self.write(models)
-        command = [sys.executable, "-X", "dev", str(GATEWAY), "--config", str(self.config), "--port", "0"]
+        command = [sys.executable, "-X", "dev", str(GATEWAY), "--config", str(self.config), "--port", "0", *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
-        assert line.startswith("listening on http://127.0.0.1:"), (line, self.logged())
-        self.port = int(line.rpartition(":")[2])
+        listening = re.fullmatch(r"listening on http://127\.0\.0\.1:(\d+) \(PID (\d+)\)", line.strip())
+        assert listening is not None, (line, self.logged())
+        self.port = int(listening[1])
+        assert int(listening[2]) == self.process.pid
 
     def write(self, models: str) -> None:
         """Replace the file in one step, as an editor does."""
@@ -117,8 +125,8 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, models: str = MODELS) -> Iterator[Running]:
-    gateway = Running(folder, models)
+def running(folder: Path, models: str = MODELS, *options: str) -> Iterator[Running]:
+    gateway = Running(folder, models, *options)
     try:
         yield gateway
         gateway.stop()
@@ -329,6 +337,9 @@ def test_a_message_without_content_and_no_messages_are_answered(client: Client) 
         ({"max_tokens": 3}, "qwen3-8b: one two", "stop"),
         ({"max_tokens": 3, "max_completion_tokens": 1}, "qwen3-8b: ", "length"),
         ({"max_tokens": 1, "max_completion_tokens": None}, "qwen3-8b: ", "length"),
+        ({"max_tokens": -1}, "qwen3-8b: one two", "stop"),
+        ({"max_tokens": None}, "qwen3-8b: one two", "stop"),
+        ({"max_tokens": 1, "max_completion_tokens": -1}, "qwen3-8b: one two", "stop"),
     ],
 )
 def test_the_answer_ends_at_the_limit(client: Client, limits: dict[str, object], text: str, reason: str) -> None:
@@ -407,10 +418,8 @@ def test_what_is_not_routed_is_answered_as_openai_does_and_the_connection_goes_o
 
 def test_too_long_a_request_is_told_the_numbers(client: Client) -> None:
     _, _, answer = client.chat(saying("12345", model="small", max_tokens=1000))
-    assert (
-        "This model's maximum context length is 1000 tokens. However, you requested 1002 tokens."
-        in (answer["error"]["message"])
-    )
+    assert answer["error"]["message"].startswith("This model's maximum context length is 1000 tokens. ")
+    assert "you requested 1002 tokens (2 in the messages, 1000 in the completion)." in answer["error"]["message"]
 
 
 # What the gateway refuses.
@@ -427,30 +436,33 @@ def test_too_long_a_request_is_told_the_numbers(client: Client) -> None:
             b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
             "the body must be JSON in UTF-8: maximum recursion",
         ),
-        (b'{"messages": [' + b"[" * 400 + b"]" * 400 + b"]}", "a message must be an object, not [[["),
+        (b'{"messages": [' + b"[" * 400 + b"]" * 400 + b"]}", "messages[0] must be an object, not [[["),
         (b'{"messages": [], "max_tokens": ' + b"9" * 5000 + b"}", "the body must be JSON in UTF-8: Exceeds the limit"),
-        (b"[1]", "the body must be an object, not [1]"),
-        (b"null", "the body must be an object, not None"),
+        (b"[1]", "body must be an object, not [1]"),
+        (b"null", "body is missing"),
         (b'{"model": 1, "messages": []}', "model must be a string, not 1"),
         (b'{"model": ["small"], "messages": []}', "model must be a string, not ['small']"),
-        (b'{"model": "small"}', "messages must be an array, not None"),
+        (b'{"model": "small"}', "messages is missing"),
         (b'{"messages": {}}', "messages must be an array, not {}"),
         (b'{"messages": "Hello"}', "messages must be an array, not 'Hello'"),
-        (b'{"messages": ["Hello"]}', "a message must be an object, not 'Hello'"),
-        (b'{"messages": [{"content": 0}]}', "content must be a string or an array, not 0"),
-        (b'{"messages": [{"content": {}}]}', "content must be a string or an array, not {}"),
-        (b'{"messages": [{"content": ["Hello"]}]}', "a part must be an object, not 'Hello'"),
-        (b'{"messages": [{"content": [{"type": "text"}]}]}', "text must be a string, not None"),
-        (b'{"messages": [{"content": [{"type": "text", "text": [1]}]}]}', "text must be a string, not [1]"),
-        (b'{"messages": [], "max_tokens": "many"}', "max_tokens must be from 0 to 2147483647, not 'many'"),
-        (b'{"messages": [], "max_tokens": true}', "max_tokens must be from 0 to 2147483647, not True"),
-        (b'{"messages": [], "max_tokens": 1.0}', "max_tokens must be from 0 to 2147483647, not 1.0"),
-        (b'{"messages": [], "max_tokens": NaN}', "max_tokens must be from 0 to 2147483647, not nan"),
-        (b'{"messages": [], "max_tokens": -1}', "max_tokens must be from 0 to 2147483647, not -1"),
-        (b'{"messages": [], "max_tokens": 2147483648}', "max_tokens must be from 0 to 2147483647, not 2147483648"),
+        (b'{"messages": ["Hello"]}', "messages[0] must be an object, not 'Hello'"),
+        (b'{"messages": [{"content": 0}]}', "messages[0].content must be a string or an array, not 0"),
+        (b'{"messages": [{"content": {}}]}', "messages[0].content must be a string or an array, not {}"),
+        (b'{"messages": [{"content": ["Hello"]}]}', "messages[0].content[0] must be an object, not 'Hello'"),
+        (b'{"messages": [{"content": [{"type": "text"}]}]}', "messages[0].content[0].text is missing"),
         (
-            b'{"messages": [], "max_completion_tokens": -1}',
-            "max_completion_tokens must be from 0 to 2147483647, not -1",
+            b'{"messages": [{"content": [{"type": "text", "text": [1]}]}]}',
+            "messages[0].content[0].text must be a string, not [1]",
+        ),
+        (b'{"messages": [], "max_tokens": "many"}', "max_tokens must be from -1 to 2147483647, not 'many'"),
+        (b'{"messages": [], "max_tokens": true}', "max_tokens must be from -1 to 2147483647, not True"),
+        (b'{"messages": [], "max_tokens": 1.0}', "max_tokens must be from -1 to 2147483647, not 1.0"),
+        (b'{"messages": [], "max_tokens": NaN}', "max_tokens must be from -1 to 2147483647, not nan"),
+        (b'{"messages": [], "max_tokens": -2}', "max_tokens must be from -1 to 2147483647, not -2"),
+        (b'{"messages": [], "max_tokens": 2147483648}', "max_tokens must be from -1 to 2147483647, not 2147483648"),
+        (
+            b'{"messages": [], "max_completion_tokens": -2}',
+            "max_completion_tokens must be from -1 to 2147483647, not -2",
         ),
         (b'{"messages": [], "stream": 1}', "stream must be true or false, not 1"),
         (b'{"messages": [], "stream": "true"}', "stream must be true or false, not 'true'"),
@@ -472,7 +484,8 @@ def test_a_malformed_body_is_told_why_and_the_connection_goes_on(client: Client,
         ("POST", "/v1/completions", 404, None),
         ("GET", "/v1/modelsx", 404, None),
         ("GET", "/v2/models", 404, None),
-        ("POST", "/v1/chat/completions/", 404, None),
+        ("POST", "/v1/chat", 404, None),
+        ("POST", "/health", 405, "GET, HEAD"),
         ("GET", "//[", 404, None),
         ("GET", "/v1/chat/completions", 405, "POST"),
         ("DELETE", "/v1/chat/completions", 405, "POST"),
@@ -482,7 +495,7 @@ def test_a_malformed_body_is_told_why_and_the_connection_goes_on(client: Client,
         ("PATCH", "/v1/models/small", 405, "GET, HEAD"),
     ],
 )
-@pytest.mark.parametrize("body", [b"", b"GET /v1/models HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("body", [b"", b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_an_unknown_path_or_method_is_refused_and_its_body_is_not_the_next_request(
     client: Client, method: str, path: str, status: int, allowed: str | None, body: bytes
 ) -> None:
@@ -496,21 +509,19 @@ def test_an_unknown_path_or_method_is_refused_and_its_body_is_not_the_next_reque
 @pytest.mark.parametrize(
     ("request_sent", "status"),
     [
-        (b"POST /v1/chat/completions HTTP/1.1\r\n\r\n", 411),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length:\r\n\r\n", 411),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 411),
-        (b"GET /v1/models HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n{}", 400),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 2.0\r\n\r\n{}", 400),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n{}", 400),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %b\r\n\r\n{}" % (b"9" * 5000), 400),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 1048577\r\n\r\n{}", 413),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n{}", 413),
-        (b"GET /v1/models HTTP/1.1\r\nContent-Length: 1048577\r\n\r\n", 413),
-        (b"BREW /v1/models HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 501),
-        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"x" * 70_000), 414),
-        (b"GET / HTTP/1.1\r\nX: %b\r\n\r\n" % (b"x" * 70_000), 431),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n", 411),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n\r\n", 400),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n{}", 400),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2.0\r\n\r\n{}", 400),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: \xb2\r\n\r\n{}", 400),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\n\r\n{}" % (b"9" * 5000), 400),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 16777217\r\n\r\n{}", 413),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n{}", 413),
+        (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 16777217\r\n\r\n", 413),
+        (b"BREW /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 501),
+        (b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 70_000), 414),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"x" * 70_000), 431),
         (b"GET / HTTP/3\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\n\r\n", 505),
         (b"nonsense\r\n\r\n", 400),
@@ -521,46 +532,228 @@ def test_a_request_whose_end_is_unknown_is_the_last_of_its_connection(
     gateway: Running, request_sent: bytes, status: int
 ) -> None:
     # Were the connection to go on, a second answer would follow.
-    answered = raw(gateway.port, request_sent + b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n")
+    answered = raw(gateway.port, request_sent + b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     head, _, body = answered.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"Connection: close" in head
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("size", [2**20, 2**20 + 1, 5_000_000])
-def test_a_body_may_have_a_mebibyte_and_one_that_has_more_is_refused_while_it_comes(client: Client, size: int) -> None:
-    status, _, answer = client.chat(b" " * (size - 16) + b'{"messages": []}')
-    if size == 2**20:
-        assert status == 200
-    else:
-        message = f"the body must not have more than 1048576 bytes, and has {size}"
-        assert (status, answer["error"]["message"]) == (413, message)
+def test_a_long_prompt_and_a_photo_fit_into_a_body_and_more_is_refused_while_it_comes(client: Client) -> None:
+    photo = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{'A' * 11_000_000}"}}
+    prompt = {"type": "text", "text": "word " * 131_072}
+    assert client.chat(saying([prompt, photo], model="large"))[0] == 200
+    status, _, answer = client.chat(b" " * (2**24 + 1))
+    assert (status, answer["error"]["message"]) == (413, "the body must not have more than 16777216 bytes")
 
 
 def test_a_client_that_asks_whether_it_may_send_the_body_is_told(gateway: Running) -> None:
     body = json.dumps(saying("one", model="small")).encode()
-    head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
-    )
+    head = CHAT + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
     answered = raw(gateway.port, head % len(body) + body)
     assert answered.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
 
 
 def test_a_body_that_ends_early_is_refused(gateway: Running) -> None:
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE) as connection:
-        connection.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{"messages": ')
+        connection.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"messages": ')
         connection.shutdown(socket.SHUT_WR)
         with connection.makefile("rb") as file:
             assert file.read().startswith(b"HTTP/1.1 400 ")
 
 
 def test_requests_that_are_sent_at_once_are_answered_in_order(gateway: Running) -> None:
-    requests = [b"GET /v1/models/%b HTTP/1.1\r\n\r\n" % name for name in (b"small", b"none", b"large")]
-    last = b"GET /v1/models/chat HTTP/1.1\r\nConnection: close\r\n\r\n"
+    requests = [b"GET /v1/models/%b HTTP/1.1\r\nHost: x\r\n\r\n" % name for name in (b"small", b"none", b"large")]
+    last = b"GET /v1/models/chat HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answered = raw(gateway.port, b"".join(requests) + last)
     found = [answered.index(text) for text in (b'"id": "small"', b"`none`", b'"id": "large"', b'"id": "chat"')]
     assert found == sorted(found)
+
+
+# Requests as they come over the wire.
+
+
+def chunked(data: bytes, size: int) -> bytes:
+    parts = [data[place : place + size] for place in range(0, len(data), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("coding", [b"chunked", b"Chunked ", b"\tCHUNKED"])
+def test_a_body_in_chunks_is_read_to_its_end(gateway: Running, size: int, coding: bytes) -> None:
+    body = json.dumps(saying("one", model="small")).encode()
+    answered = raw(gateway.port, CHAT + b"Transfer-Encoding:%b\r\n\r\n%b" % (coding, chunked(body, size)) + NEXT)
+    assert answered.count(b"HTTP/1.1 200 OK") == 2
+    assert answered.index(b"qwen3-8b: one") < answered.index(b'"id": "large"')
+
+
+def test_a_chunk_may_have_an_extension(gateway: Running) -> None:
+    body = b'4;a="b"\r\n{"me\r\n0c ; x\r\nssages": []}\r\n000;z\r\n\r\n'
+    assert raw(gateway.port, CHAT + b"Transfer-Encoding: chunked\r\n\r\n" + body + NEXT).count(b" 200 OK") == 2
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400),
+        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400),
+        (b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400),
+        (b"Transfer-Encoding: identity\r\n\r\n{}", 400),
+        (b"Transfer-Encoding:\r\n\r\n{}", 400),
+        (b"Transfer-Encoding: xchunked\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (b"Transfer-Encoding: chunked\r\n\r\nfffffff\r\n{}", 413),
+        (b"Transfer-Encoding: chunked\r\n\r\n800000\r\n%b\r\n800001\r\n" % (b" " * 0x800000), 413),
+        (b"Transfer-Encoding: chunked\r\n\r\nfffffffff\r\n{}", 400),
+        (b"Transfer-Encoding: chunked\r\n\r\n-2\r\n{}\r\n", 400),
+        (b"Transfer-Encoding: chunked\r\n\r\n0x2\r\n{}\r\n", 400),
+        (b"Transfer-Encoding: chunked\r\n\r\n2\n{}\n0\n\n", 400),
+        (b"Transfer-Encoding: chunked\r\n\r\n2\r\n{} \r\n0\r\n\r\n", 400),
+        (b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: y\r\n\r\n", 400),
+        (b"Transfer-Encoding: chunked\r\n\r\n\r\n", 400),
+        (b"Content-Length : 5\r\n\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"a line without a colon\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (b"N\xc3\xa4me: x\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (b"X: a\rContent-Length: 2\r\n\r\n{}", 400),
+        (b"X: a\r\n Content-Length: 9\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (b"X: a\0b\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (b": x\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (b"From x\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (b"Host: x\r\nContent-Length: 2\r\n\r\n{}", 400),
+    ],
+    ids=lambda value: repr(value[:60]) if isinstance(value, bytes) else "",
+)
+def test_nothing_in_a_body_is_taken_for_a_request(gateway: Running, sent: bytes, status: int) -> None:
+    answered = raw(gateway.port, CHAT + sent + NEXT)
+    assert answered.startswith(b"HTTP/1.1 %d " % status)
+    assert answered.count(b"HTTP/1.1 ") == 1
+    assert b"Connection: close" in answered
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v1/models HTTP/1.1\r\n",
+        b"GET  /v1/models HTTP/1.1\r\nHost: x\r\n",
+        b"GET\t/v1/models HTTP/1.1\r\nHost: x\r\n",
+        b"GET /v1/models\r HTTP/1.1\r\nHost: x\r\n",
+        b"GET /v1/models HTTP/1.1 \r\nHost: x\r\n",
+        b"GET /v1/models HTTP/1.0\r\nHost: x\r\nHost: x\r\n",
+        b"POST /v1/chat/completions HTTP/1.0\r\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+def test_a_head_that_may_be_read_in_two_ways_is_refused(gateway: Running, head: bytes) -> None:
+    answered = raw(gateway.port, head + b"\r\n" + NEXT)
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert answered.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_head_that_ends_early_is_refused(gateway: Running) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as file:
+            assert file.read().startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("line", [b"\r\n", b"\n", b"\r\n\r\n"])
+def test_an_empty_line_before_a_request_is_skipped(gateway: Running, line: bytes) -> None:
+    body = line + CHAT + b'Content-Length: 15\r\n\r\n{"messages":[]}'
+    assert raw(gateway.port, body + body + line + NEXT).count(b"HTTP/1.1 200 OK") == 3
+
+
+def test_an_old_client_needs_no_host(gateway: Running) -> None:
+    assert raw(gateway.port, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "found"),
+    [
+        ("GET", "/v1/models/", "list"),
+        ("GET", "//v1//models//", "list"),
+        ("GET", "http://example.com/v1/models?x=http://y/z", "list"),
+        ("GET", "HTTPS://example.com:8000/v1/models/org/name", "model"),
+        ("GET", "//v1//models/org/name", "model"),
+        ("POST", "/v1/chat/completions/", "chat.completion"),
+        ("POST", "/v1//chat/completions", "chat.completion"),
+        ("POST", "http://example.com/v1/chat/completions", "chat.completion"),
+    ],
+)
+def test_a_path_may_have_slashes_too_many_or_be_a_whole_url(client: Client, method: str, path: str, found: str) -> None:
+    status, _, answer = client.ask(method, path, None if method == "GET" else saying("Hi"))
+    assert (status, answer["object"]) == (200, found)
+
+
+def test_a_slash_behind_an_id_gets_a_plain_answer(client: Client) -> None:
+    status, _, answer = client.ask("GET", "/v1/models/small/")
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"model": "small"}, "messages"),
+        ({"messages": [{}, {"content": 1}]}, "messages[1].content"),
+        ({"messages": [{"content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"messages": [], "max_tokens": "1"}, "max_tokens"),
+        ({"messages": [], "model": 1}, "model"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(client: Client, body: object, param: str) -> None:
+    status, _, answer = client.chat(body)
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert answer["error"]["message"].startswith(f"{param} ")
+
+
+def test_the_health_is_told(client: Client) -> None:
+    for path in ("/health", "/health/", "/health?verbose=1"):
+        assert client.ask("GET", path)[::2] == (200, {"status": "ok"})
+    assert client.ask("HEAD", "/health")[::2] == (200, None)
+
+
+def test_a_stream_is_neither_cached_nor_kept_back(client: Client) -> None:
+    response = client.stream(saying("one", model="small"))
+    response.read()
+    assert (response.headers["Cache-Control"], response.headers["X-Accel-Buffering"]) == ("no-cache", "no")
+
+
+def test_pages_of_the_origin_that_is_given_may_ask(tmp_path: Path) -> None:
+    origin = "http://localhost:5173"
+    with running(tmp_path, MODELS, "--cors", origin) as gateway, Client(gateway.port) as client:
+        status, headers, _ = client.ask(
+            "OPTIONS",
+            "/v1/chat/completions",
+            Origin=origin,
+            Access_Control_Request_Method="POST",
+            Access_Control_Request_Headers="authorization,content-type",
+        )
+        assert (status, headers["Access-Control-Allow-Origin"]) == (200, origin)
+        assert headers["Access-Control-Allow-Methods"] == "*"
+        assert headers["Access-Control-Allow-Headers"] == "authorization,content-type"
+        answers = [
+            client.ask("GET", "/v1/models", Origin=origin)[1],
+            client.chat(saying("Hi", model="none"))[1],
+            client.chat(b"nonsense")[1],
+        ]
+        response = client.stream(saying("Hi"))
+        response.read()
+        for headers in (*answers, response.headers):
+            assert headers["Access-Control-Allow-Origin"] == origin
+            assert "x-should-retry" in headers["Access-Control-Expose-Headers"]
+
+
+def test_without_an_origin_no_page_may_ask(client: Client) -> None:
+    assert client.ask("OPTIONS", "/v1/models")[0] == 405
+    assert client.ask("GET", "/v1/models")[1]["Access-Control-Allow-Origin"] is None
+
+
+def test_the_limit_of_a_body_can_be_set(tmp_path: Path) -> None:
+    with running(tmp_path, MODELS, "--body-limit", "100") as gateway:
+        for size, status in ((100, 200), (101, 413)):
+            body = b" " * (size - 16) + b'{"messages": []}'
+            with Client(gateway.port) as client:
+                assert client.chat(body)[0] == status
+            chunks = CHAT + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(body, 30)
+            assert raw(gateway.port, chunks).startswith(b"HTTP/1.1 %d " % status)
 
 
 # Clients that leave, and models that are swapped, seen from inside.
@@ -576,7 +769,8 @@ def inside(tmp_path: Path) -> Iterator[Any]:
     spec.loader.exec_module(module)
     config = tmp_path / "models.toml"
     config.write_text(MODELS, encoding="utf-8")
-    gateway = module.Gateway(config, "127.0.0.1", 0)
+    gateway = module.Gateway(config, "127.0.0.1", 0, None, 1 << 20, PATIENCE)
+    gateway.module = module
     wishes: SimpleQueue[int] = SimpleQueue()
     threads = [
         threading.Thread(target=gateway.serve_forever, args=(0.01,)),
@@ -624,6 +818,82 @@ def test_a_swapped_model_goes_on_until_its_last_stream_ends(inside: Any) -> None
         assert sent[1]["choices"][0]["delta"]["content"] == "qwen3-70b: "
         assert {each["system_fingerprint"] for each in sent} == {before["system_fingerprint"]}
         assert old.result(PATIENCE).base_model == "qwen3-70b"
+
+
+def failing_after(tokens: int, error: Exception) -> Callable[..., Iterator[tuple[str, str | None]]]:
+    def engine(*_: object) -> Iterator[tuple[str, str | None]]:
+        yield from [("token ", None)] * tokens
+        raise error
+
+    return engine
+
+
+# An engine may use a socket of its own, whose errors are not those of the client's connection.
+FAILURES = [RuntimeError("out of memory: /secret"), ConnectionResetError("/secret"), TimeoutError("/secret")]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+@pytest.mark.parametrize(("tokens", "streamed"), [(0, False), (2, False), (0, True)])
+def test_an_engine_that_fails_is_a_500_that_nobody_repeats(
+    inside: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, tokens: int, streamed: bool
+) -> None:
+    with Client(inside.server_port) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(inside.module, "echo", failing_after(tokens, error))
+            status, headers, answer = client.chat(saying("Hi", model="small", stream=streamed))
+        assert (status, headers["Content-Type"], headers["x-should-retry"]) == (500, "application/json", "false")
+        assert answer["error"]["type"] == "server_error"
+        assert "secret" not in str(answer)
+        assert inside.models.in_flight("small") == 0
+        # The connection goes on.
+        assert client.chat(saying("Hi", model="small"))[0] == 200
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+def test_an_engine_that_fails_in_a_stream_is_an_event_and_the_stream_ends(
+    inside: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with Client(inside.server_port) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(inside.module, "echo", failing_after(2, error))
+            data = client.stream(saying("Hi", model="small")).read()
+        *sent, failure, end = events(data)
+        assert [each["choices"][0]["delta"] for each in sent[1:]] == [{"content": "token "}] * 2
+        assert (failure["error"]["type"], end) == ("server_error", "[DONE]")
+        assert b"secret" not in data
+        assert b"HTTP/1.1" not in data
+        assert client.chat(saying("Hi", model="small"))[0] == 200
+    eventually(lambda: inside.models.in_flight("small") == 0)
+
+
+def test_a_failure_of_the_gateway_itself_is_a_500(inside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    with Client(inside.server_port) as client:
+        monkeypatch.setattr(inside.module, "models_response", fail)
+        assert client.ask("GET", "/v1/models")[0] == 500
+        monkeypatch.setattr(inside.module, "error_response", fail)
+        assert client.chat(saying("Hi", model="none"))[0] == 500
+        assert client.chat(saying("Hi", model="small"))[0] == 200
+
+
+def test_an_engine_is_told_to_stop_when_its_client_leaves(inside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    leased: list[int] = []
+
+    def engine(*_: object) -> Iterator[tuple[str, str | None]]:
+        try:
+            while True:
+                yield "token ", None
+        finally:
+            leased.append(inside.models.in_flight("large"))
+
+    monkeypatch.setattr(inside.module, "echo", engine)
+    with Client(inside.server_port) as client:
+        client.stream(saying("Hi", model="large")).close()
+    # The lease is still there when the engine ends.
+    eventually(lambda: leased == [1])
+    eventually(lambda: inside.models.in_flight("large") == 0)
 
 
 class Crowd:
@@ -761,7 +1031,7 @@ def test_a_stop_lets_the_requests_in_flight_finish(tmp_path: Path, name: str) ->
     ):
         assert idle.chat(saying("Hi"))[0] == 200
         response = streaming.stream(LONG)
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
         sending.sendall(head % len(body) + body[:9])
         # This comes when the gateway has begun with the request.
         assert sending.recv(100).startswith(b"HTTP/1.1 100 Continue\r\n")
@@ -781,7 +1051,7 @@ def test_a_stop_lets_the_requests_in_flight_finish(tmp_path: Path, name: str) ->
         *sent, end = events(response.read())
         assert (end, len(sent)) == ("[DONE]", 40_000 + 3)
         assert gateway.stopped() == 0
-        assert gateway.logged() == ""
+        assert gateway.logged() == "gateway: stopping within 30 seconds\n"
 
 
 @signals
@@ -808,6 +1078,127 @@ def test_no_request_fails_while_models_are_swapped_and_the_file_is_read_again(tm
         assert gateway.logged().count("changed=('large', 'small:code')") == number
 
 
+@signals
+def test_a_thousand_clients_that_connect_at_once_are_answered(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4000 and hard != resource.RLIM_INFINITY:
+        pytest.skip("a process may not have enough files open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4000), hard))
+    try:
+        with running(tmp_path) as gateway, ExitStack() as stack:
+            # While it is stopped, it takes no connection, so all of them must find a place to wait.
+            gateway.process.send_signal(signal.SIGSTOP)
+            crowd = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE))
+                for _ in range(1000)
+            ]
+            for connection in crowd:
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            gateway.process.send_signal(signal.SIGCONT)
+            for connection in crowd:
+                assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@signals
+def test_without_free_file_descriptors_it_waits_and_does_not_spin(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    proc = Path("/proc")
+    if not (proc / "self" / "stat").exists():
+        pytest.skip("this platform has no /proc")
+    with running(tmp_path) as gateway:
+        limit = len([*(proc / str(gateway.process.pid) / "fd").iterdir()])
+        resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (limit + 1, limit + 1))
+
+        def seconds() -> float:
+            """Return the processor time that the gateway has taken."""
+            fields = (proc / str(gateway.process.pid) / "stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+        with Client(gateway.port) as first:
+            assert first.ask("GET", "/health")[0] == 200
+            with closing(socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE)) as second:
+                second.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                before, start = seconds(), time.monotonic()
+                second.settimeout(1)
+                with pytest.raises(TimeoutError):
+                    second.recv(1)
+                assert seconds() - before < (time.monotonic() - start) / 2
+                first.connection.close()
+                second.settimeout(PATIENCE)
+                assert second.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+def dripping(connection: socket.socket) -> None:
+    """Begin a request that does not end."""
+    connection.sendall(CHAT + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n")
+    assert connection.recv(100).startswith(b"HTTP/1.1 100 Continue")
+
+
+def reading_slowly(connection: socket.socket) -> None:
+    """Begin a stream that is not read to its end."""
+    body = json.dumps({**LONG, "stream": True}).encode()
+    connection.sendall(CHAT + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+    assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+@signals
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("begin", [dripping, reading_slowly])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stop_ends_after_its_grace_period_or_at_the_second_signal(
+    tmp_path: Path, begin: Callable[[socket.socket], None], name: str, again: bool
+) -> None:
+    number = getattr(signal, name)
+    with (
+        running(tmp_path, MODELS, "--grace", "300" if again else "0.3") as gateway,
+        closing(socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE)) as connection,
+    ):
+        begin(connection)
+        start = time.monotonic()
+        gateway.process.send_signal(number)
+        eventually(lambda: "stopping within" in gateway.logged())
+        if again:
+            gateway.process.send_signal(number)
+        assert gateway.stopped() == (-number if again else 1)
+        # Sooner than it gives up a silent client.
+        assert time.monotonic() - start < SOON
+        assert "Traceback" not in gateway.logged()
+
+
+@signals
+def test_sixty_reloads_are_few_and_do_not_delay_a_stop(tmp_path: Path) -> None:
+    # A file that takes a while to read.
+    many = "".join(f'\n[[endpoints]]\nid = "e{n}"\nbase_model = "x"\nmax_context_length = 9\n' for n in range(2000))
+    with running(tmp_path, MODELS + many) as gateway:
+        gateway.reload()
+        eventually(lambda: "reloaded" in gateway.logged())
+        start = time.monotonic()
+        gateway.reload()
+        eventually(lambda: gateway.logged().count("reloaded") == 2)
+        one = time.monotonic() - start
+        for _ in range(60):
+            gateway.reload()
+            time.sleep(one / 100)
+        gateway.process.terminate()
+        start = time.monotonic()
+        assert gateway.stopped() == 0
+        assert time.monotonic() - start < 2 * one + SOON
+        assert gateway.logged().count("reloaded") <= 5
+
+
+@signals
+def test_a_fifo_in_place_of_the_file_does_not_block_it(tmp_path: Path) -> None:
+    with running(tmp_path) as gateway, Client(gateway.port) as client:
+        gateway.config.unlink()
+        os.mkfifo(gateway.config)
+        gateway.reload()
+        eventually(lambda: "it is not a regular file" in gateway.logged())
+        assert client.chat(saying("Hi"))[0] == 200
+
+
 # The start.
 
 
@@ -817,7 +1208,7 @@ def test_a_gateway_that_cannot_start_says_why(tmp_path: Path, gateway: Running) 
     for arguments, reasons in (
         (["--config", str(broken)], ["schema must be 1, not 2", "defualt is not a known key; did you mean 'default'?"]),
         (["--config", str(tmp_path / "gone.toml")], ["the file cannot be read"]),
-        (["--port", str(gateway.port)], ["in use"]),
+        (["--port", str(gateway.port)], [f"cannot listen on 127.0.0.1:{gateway.port}: ", "in use"]),
         (["--port", "70000"], ["0-65535"]),
     ):
         done = subprocess.run([sys.executable, str(GATEWAY), *arguments], capture_output=True, check=False)
@@ -831,7 +1222,7 @@ def test_the_example_configuration_is_what_it_serves_unless_told_otherwise() -> 
     process = subprocess.Popen([sys.executable, str(GATEWAY), "--port", "0"], stdout=subprocess.PIPE)
     assert process.stdout is not None
     with process.stdout as stdout:
-        port = int(stdout.readline().decode().rpartition(":")[2])
+        port = int(stdout.readline().decode().rpartition(":")[2].partition(" ")[0])
         assert ids(port)[:2] == ["bonsai-8b", "bonsai-70b"]
         process.terminate()
         process.wait(PATIENCE)

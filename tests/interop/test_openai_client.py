@@ -45,7 +45,7 @@ def base_url(config: Path) -> Iterator[str]:
         try:
             assert gateway.stdout is not None
             line = gateway.stdout.readline()
-            listening = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)", line.strip())
+            listening = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+) \(PID \d+\)", line.strip())
             assert listening is not None, f"the gateway says {line!r}"
             yield f"{listening[1]}/v1"
             gateway.send_signal(signal.SIGTERM)
