@@ -123,11 +123,11 @@ class Handler(BaseHTTPRequestHandler):  # One connection, in a thread of its own
         """Do what the method and the path ask for. All that follows /v1/models/ is the id, slashes included."""
         path = unquote(re.sub("(?i)^https?://[^/?]*", "", self.path).partition("?")[0])
         card = re.fullmatch("/+v1/+models/(.*[^/].*)", path, re.DOTALL)
-        match self.command, "card" if card else re.sub("/+", "/", path).rstrip("/"):
+        match self.command, "/v1/models/*" if card else re.sub("/+", "/", path).rstrip("/"):
             case "OPTIONS", _ if self.server.cors:
                 wanted = self.headers.get("Access-Control-Request-Headers", "")
                 self.reply(200, {}, {"Access-Control-Allow-Methods": "*", "Access-Control-Allow-Headers": wanted})
-            case "GET" | "HEAD", "card" if card:
+            case "GET" | "HEAD", "/v1/models/*" if card:
                 self.reply(200, model_response(self.server.router, card[1]))
             case "GET" | "HEAD", "/v1/models":
                 self.reply(200, models_response(self.server.router, aliases=True))
@@ -135,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):  # One connection, in a thread of its own
                 self.reply(200, {"status": "ok"})
             case "POST", "/v1/chat/completions":
                 self.chat(data)
-            case method, "card" | "/v1/models" | "/health" | "/v1/chat/completions" as route:
+            case method, "/v1/models/*" | "/v1/models" | "/health" | "/v1/chat/completions" as route:
                 self.send_error(405, f"{method} is not allowed here", Allow="POST" if "chat" in route else "GET, HEAD")
             case _:
                 self.send_error(404, f"there is nothing at {self.path}")
