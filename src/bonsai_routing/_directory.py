@@ -288,7 +288,13 @@ class Directory:
             old = targets.get(alias)
             if target != old:
                 # The target is changed last, so that repeating this after an exception finds the old one again.
-                _move(alias, ids_of(old), ids_of(target), self.aliases_of)
+                if isinstance(old, Targets) or isinstance(target, Targets):
+                    for id in ids_of(old):
+                        _move(alias, id, None, self.aliases_of)
+                    for id in ids_of(target):
+                        _move(alias, None, id, self.aliases_of)
+                else:
+                    _move(alias, old, target, self.aliases_of)
                 targets[alias] = target
 
     def _push(self, record: Record) -> None:
@@ -322,25 +328,25 @@ def _readiness(record: Record) -> int:
     return 0 if record.is_ready else 1 if record.endpoint.status is EndpointStatus.LOADING else 2
 
 
-def _base(record: Record | None) -> tuple[str, ...]:
-    """Return the id of the base that a record follows, if it follows one."""
-    return () if record is None or record.adapter is None else (record.adapter.base_model,)
+def _base(record: Record | None) -> str | None:
+    """Return the id of the base that a record follows; ``None`` if it follows none."""
+    return None if record is None or record.adapter is None else record.adapter.base_model
 
 
-def _move(name: Name, old: tuple[str, ...], new: tuple[str, ...], lists: dict[str, list[Name]]) -> None:
-    """Take *name* out of the lists of *old*, and append it to the lists of *new*. May be carried out twice."""
-    for id in old:
-        if id not in new:
-            names = lists.get(id, [])
-            if name in names:
-                names.remove(name)
-            if not names:
-                lists.pop(id, None)
-    for id in new:
-        if id not in old:
-            names = lists.setdefault(id, [name])
-            if name not in names:
-                names.append(name)
+def _move(name: Name, old: str | None, new: str | None, lists: dict[str, list[Name]]) -> None:
+    """Take *name* out of the list of *old*, and append it to the list of *new*. May be carried out twice."""
+    if old == new:
+        return
+    if old is not None:
+        names = lists.get(old, [])
+        if name in names:
+            names.remove(name)
+        if not names:
+            lists.pop(old, None)
+    if new is not None:
+        names = lists.setdefault(new, [name])
+        if name not in names:
+            names.append(name)
 
 
 def _undo(before: Mapping[object, Record | None], records: Mapping[object, Record]) -> list[Record]:
