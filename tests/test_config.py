@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 from config_helpers import (
@@ -32,6 +33,7 @@ from bonsai_routing import (
     ModelRouter,
     NoModelsAvailableError,
     RoutingError,
+    models_response,
 )
 from bonsai_routing.config import ConfigError, RoutingConfig
 
@@ -295,6 +297,8 @@ def test_a_default_may_be_an_alias_with_several_targets() -> None:
         router = ModelRouter(config.registry())
         assert router.route() == router.route("chat") == router.registry.default_endpoint() == small
         assert router.route_for_context(None, 9) == large
+        body: Any = models_response(router, aliases=True)
+        assert [card["id"] for card in body["data"]] == ["small", "large", "chat"]
         router.registry.set_status("loading", "ready")
         assert router.route_for_context(None, 9).id == "loading"
         router.registry.set_status("small", "error")

@@ -10,12 +10,14 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
 from engine_helpers import Engine, Weights, loader_of, models_loading
+from read_write_helpers import once_in
 
 from bonsai_routing import (
     AdapterRegistry,
@@ -1688,3 +1690,66 @@ def test_models_that_come_and_go_leave_nothing_behind() -> None:
             sizes.append(len(gc.get_objects()))
     assert sizes[1] - sizes[0] < 100
     assert repr(loader).startswith("<ModelLoader copies=0 waiting=0")
+
+
+def test_a_request_leaves_no_garbage() -> None:
+    models = models_loading("a")
+    loader = loader_of(models, Engine())
+
+    class Local:
+        pass
+
+    def request() -> "weakref.ref[Local]":
+        # The traceback of an error that something kept would keep this frame.
+        local = Local()
+        with suppress(RoutingError):
+            loader.lease("a", 10_000).release()
+        with suppress(RoutingError):
+            loader.lease("a").release()
+        return weakref.ref(local)
+
+    gc.collect()
+    gc.disable()
+    try:
+        for status in ("disabled", "loading"):
+            models.set_status("a", status)
+            assert request()() is None
+    finally:
+        gc.enable()
+
+
+def lease_while_a_base_is_replaced(place: int) -> tuple[bool, bool]:
+    """Lease one of two loaded adapters at that instruction of a write that replaces their base.
+
+    Return whether the write has so many instructions, and whether what is leased is loaded onto the old base.
+    """
+    models, engine = ModelRegistry(), Engine()
+    models.register(ModelEndpoint("base", "weights"))
+    loader = loader_of(models, engine)
+    for name in ("x", "y"):
+        AdapterRegistry(models).load(LoraAdapter(name, "base", ""), status="loading")
+        with loader.lease(f"base:{name}"):
+            engine.finish(f"load base:{name}")
+    models.add_alias("chat", "base:x", "base:y")
+    old = models.generation("base")
+    visited = stale = False
+
+    def request() -> None:
+        nonlocal visited, stale
+        visited = True
+        # While the write holds the lock, its own thread cannot lease.
+        with suppress(RuntimeError), loader.lease("chat") as lease:
+            stale = models.generation("base") != old and lease.loaded.done()
+
+    with once_in(place, request):
+        models.register(ModelEndpoint("base", "weights"))
+    return visited, stale
+
+
+def test_a_lease_under_an_alias_waits_for_adapters_whose_base_is_being_replaced() -> None:
+    visited = True
+    for place in count(0, 11):
+        if not visited:
+            break
+        visited, stale = lease_while_a_base_is_replaced(place)
+        assert not stale, place

@@ -333,7 +333,9 @@ def test_a_stack_with_a_member_that_is_not_ready_is_not_leased(
     loaded: AdapterRegistry, status: EndpointStatus, names: tuple[str, ...]
 ) -> None:
     loaded.models.set_status(MATH.id, status)
-    assert_refused(loaded, "bonsai", stack_of(*names), ModelNotReadyError, model="bonsai:math", status=status)
+    for base in ("bonsai", "chat"):
+        facts = {"model": "bonsai:math", "status": status, "requested": f"{base}:math"}
+        assert_refused(loaded, base, stack_of(*names), ModelNotReadyError, **facts)
 
 
 def test_a_stack_with_a_member_that_loads_is_not_leased(loaded: AdapterRegistry) -> None:
@@ -350,8 +352,9 @@ def test_a_stack_with_a_member_on_another_base_is_not_leased(
     loaded: AdapterRegistry, name: str, status: EndpointStatus
 ) -> None:
     loaded.models.set_status("llama:law", status)
-    facts = {"adapter": name, "base_model": "bonsai", "rule": "it is loaded on 'llama'"}
-    assert_refused(loaded, "bonsai", stack_of("code", name), AdapterBaseError, **facts)
+    for base in ("bonsai", "chat"):
+        facts = {"adapter": name, "base_model": base, "rule": "it is loaded on 'llama'"}
+        assert_refused(loaded, base, stack_of("code", name), AdapterBaseError, **facts)
 
 
 def test_an_adapter_of_the_base_goes_before_one_of_the_same_name_elsewhere(adapters: AdapterRegistry) -> None:

@@ -678,11 +678,19 @@ def test_a_card_of_an_alias_may_be_asked_for_before_any_target_is_ready() -> Non
         "split": "loading",
     }
     assert all(model_response(router, id, ready=False) == card for id, card in listed.items())
-    router.registry.set_status("v1", "ready")
+    router.registry.register(ModelEndpoint("v1", "w", max_context_length=10))
     card = model_response(router, "chat", ready=False)
-    assert (card["root"], card["status"]) == ("v1", "ready")
+    assert (card["root"], card["status"], card["max_model_len"]) == ("v1", "ready", 10)
     with pytest.raises(ModelNotFoundError):
         model_response(router, "gone", ready=False)
+
+
+def test_an_alias_that_an_id_shadows_has_no_card() -> None:
+    router = router_of(v1=10, v2=20)
+    router.registry.add_alias("v2", "v1", "v2")
+    router.registry.add_alias("chat", {"v1": 1, "v2": 1})
+    assert [card["id"] for card in cards(router)] == ["v1", "v2", "chat"]
+    assert model_response(router, "v2")["max_model_len"] == 20
 
 
 def cards(router: ModelRouter) -> list[Any]:

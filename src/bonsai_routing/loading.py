@@ -241,10 +241,12 @@ class ModelLoader:
     def _lease(self, requested_model: ModelId | str | None, required_context: int | None) -> "LoadingLease":
         record = self._find(requested_model, required_context)
         copy, base, ledger = self._copies.get(record.generation), None, self._store.ledger
+        # Afterwards another target of the name may answer, whose copy is in the same state.
+        while copy is not None and copy.is_loaded and self._needs_another_base(copy):
+            self._store.renew(record)
+            record = self._find(requested_model, required_context)
+            copy = self._copies.get(record.generation)
         if not record.is_ready or record.adapter is not None:
-            if copy is not None and copy.is_loaded and self._needs_another_base(copy):
-                self._store.renew(record)
-                record = self._find(requested_model, required_context)
             record, copy, base = self._prepare(record)
         if copy is None or (record.is_ready and copy.is_loaded):
             lease = LoadingLease(record, requested_model, ledger, base, _LOADED, self._on_release)
@@ -278,13 +280,21 @@ class ModelLoader:
         """Return the record that answers, loaded or not, or raise the error that explains why there is none."""
         try:
             return find_record(self._store.directory, name, required_context)
-        except (ContextTooLongError, ModelNotReadyError) as error:
-            refusal = error
-        # No target of the name answers as it is: load the first that the tokens fit into.
-        text = None if name is None else str(name)
-        target, records, _ = self._store.directory.find_targets(text)
+        except (ContextTooLongError, ModelNotReadyError):
+            # A variable that keeps the error would keep this frame too, and the frame the error.
+            record = self._find_loadable(None if name is None else str(name), required_context)
+            if record is None:
+                raise
+            return record
+
+    def _find_loadable(self, name: str | None, required_context: int | None) -> Record | None:
+        """Return the record to load for a name of which no target answers as it is; ``None`` if none may be loaded.
+
+        Raise an error that is more to the point than the router's if there is one.
+        """
+        target, records, _ = self._store.directory.find_targets(name)
         usable: list[Record] = []
-        for id in in_order(target, text, None):
+        for id in in_order(target, name, None):
             record = records.get(id)
             if record is not None and (record.is_ready or self._can_load(record)):
                 fits = required_context is None or required_context <= record.endpoint.max_context_length
@@ -295,24 +305,23 @@ class ModelLoader:
             first = next(iter(records.values()))
             if first.own is not None and first.own.status is ERROR:
                 # More to the point than the status of the base.
-                raise ModelNotReadyError(first.id, ERROR, *(first.own.note or Note(None, None)), text)
-            raise refusal
-        largest = max(usable, key=lambda record: record.endpoint.max_context_length)
-        available = largest.endpoint.max_context_length
-        return self._find_fallback(name, ContextTooLongError(largest.id, required_context, available))
+                raise ModelNotReadyError(first.id, ERROR, *(first.own.note or Note(None, None)), name) from None
+            return None
+        fallback = self._find_fallback(required_context) if name is None else None
+        if fallback is None:
+            largest = max(usable, key=lambda record: record.endpoint.max_context_length)
+            raise ContextTooLongError(largest.id, required_context, largest.endpoint.max_context_length) from None
+        return fallback
 
-    def _find_fallback(self, name: ModelId | str | None, too_long: ContextTooLongError) -> Record:
+    def _find_fallback(self, required_context: int) -> Record | None:
         """Return the record that answers if nothing was requested and the tokens do not fit into the default."""
-        directory, required = self._store.directory, too_long.required
-        if name is None:
-            largest = directory.find_indexed(LARGEST)
-            if largest is not None and required <= largest.endpoint.max_context_length:
-                return largest
-            fitting = [each for each in directory.all_records() if required <= each.endpoint.max_context_length]
-            for record in sorted(fitting, key=lambda each: -each.endpoint.max_context_length):
-                if self._can_load(record):
-                    return record
-        raise too_long
+        directory = self._store.directory
+        largest = directory.find_indexed(LARGEST)
+        if largest is not None and required_context <= largest.endpoint.max_context_length:
+            return largest
+        fitting = [each for each in directory.all_records() if required_context <= each.endpoint.max_context_length]
+        fitting.sort(key=lambda each: -each.endpoint.max_context_length)
+        return next((record for record in fitting if self._can_load(record)), None)
 
     def _can_load(self, record: Record) -> bool:
         """Return whether the loader may load a model that is not ready, and its base if that is not ready either."""

@@ -1,6 +1,5 @@
 """Which endpoint answers a request."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -171,11 +170,10 @@ class ModelRouter:
         v1
         """
         name = _check(requested_model, required_context, key)
-        # One key for all steps, because a random order must stay the same too.
-        return self._leases(name, requested_model, required_context, os.urandom(16).hex() if key is None else key)
+        return self._leases(name, requested_model, required_context, key)
 
     def _leases(
-        self, name: str | None, requested_model: ModelId | str | None, required_context: int | None, key: str
+        self, name: str | None, requested_model: ModelId | str | None, required_context: int | None, key: str | None
     ) -> Iterator[Lease]:
         tried: set[str] = set()
 
