@@ -12,12 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import pytest
 from engine_helpers import Engine, Weights, loader_of, models_loading
-from read_write_helpers import once_in
 
 from bonsai_routing import (
     AdapterRegistry,
@@ -1718,38 +1716,36 @@ def test_a_request_leaves_no_garbage() -> None:
         gc.enable()
 
 
-def lease_while_a_base_is_replaced(place: int) -> tuple[bool, bool]:
-    """Lease one of two loaded adapters at that instruction of a write that replaces their base.
-
-    Return whether the write has so many instructions, and whether what is leased is loaded onto the old base.
-    """
-    models, engine = ModelRegistry(), Engine()
+@pytest.mark.parametrize("targets", [("base:x",), ("base:x", "base:y"), ({"base:x": 1, "base:y": 1},)])
+def test_no_target_counts_as_loaded_that_was_loaded_onto_a_base_which_was_replaced(targets: Any) -> None:
+    models, engine = models_loading("other"), Engine()
     models.register(ModelEndpoint("base", "weights"))
-    loader = loader_of(models, engine)
-    for name in ("x", "y"):
-        AdapterRegistry(models).load(LoraAdapter(name, "base", ""), status="loading")
+    adapters, loader = AdapterRegistry(models), loader_of(models, engine)
+    for name in "xy":
+        adapters.load(LoraAdapter(name, "base", ""), status="loading")
         with loader.lease(f"base:{name}"):
             engine.finish(f"load base:{name}")
-    models.add_alias("chat", "base:x", "base:y")
-    old = models.generation("base")
-    visited = stale = False
-
-    def request() -> None:
-        nonlocal visited, stale
-        visited = True
-        # While the write holds the lock, its own thread cannot lease.
-        with suppress(RuntimeError), loader.lease("chat") as lease:
-            stale = models.generation("base") != old and lease.loaded.done()
-
-    with once_in(place, request):
-        models.register(ModelEndpoint("base", "weights"))
-    return visited, stale
+    models.add_alias("chat", *targets)
+    models.add_alias("soon", "other", "base")
+    models.set_status("base", "disabled")
+    leases: list[LoadingLease] = []
+    # This callback comes after the write and before the loader's next plan, where another thread may come too.
+    models.when_ready("soon").add_done_callback(lambda _: leases.append(loader.lease("chat")))
+    models.register(ModelEndpoint("base", "weights"))
+    [lease] = leases
+    with lease:
+        assert not lease.loaded.done()
 
 
-def test_a_lease_under_an_alias_waits_for_adapters_whose_base_is_being_replaced() -> None:
-    visited = True
-    for place in count(0, 11):
-        if not visited:
-            break
-        visited, stale = lease_while_a_base_is_replaced(place)
-        assert not stale, place
+def test_who_waits_for_a_target_that_is_removed_may_try_the_name_again() -> None:
+    models = models_loading("v2", "v1")
+    models.add_alias("chat", "v2", "v1")
+    loader = loader_of(models, Engine())
+    with loader.lease("chat") as waiting, loader.lease("v2") as gone:
+        models.unregister("v2")
+        failure = waiting.loaded.exception(timeout=0)
+        assert isinstance(failure, ModelNotReadyError)
+        assert (failure.status, failure.requested) == ("loading", "chat")
+        assert isinstance(gone.loaded.exception(timeout=0), ModelNotFoundError)
+    with loader.lease("chat") as lease:
+        assert lease.endpoint.id == "v1"

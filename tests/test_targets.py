@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
-from instructions import short_turns
+from instructions import CutShort, cut_short_at, short_turns
+from read_write_helpers import once_in
 
 from bonsai_routing import (
     AdapterRegistry,
@@ -459,7 +462,37 @@ def test_the_loop_ends_when_nobody_is_left() -> None:
     assert lease.endpoint.id == "v1"
 
 
-def test_a_loop_with_weights_keeps_its_order() -> None:
+@pytest.mark.parametrize("name", ["plain", None])
+def test_a_name_with_one_target_has_one_lease_whatever_happens_during_the_loop(name: str | None) -> None:
+    router = router_of(v1=10, v2=50)
+    router.registry.add_alias("plain", "v1")
+    router.registry.set_default("v1")
+    for lease in router.leases(name):
+        with lease:
+            assert lease.endpoint.id == "v1"
+            router.registry.add_alias("plain", "v2", "v1")
+            router.registry.set_default("v2")
+    for tokens in (20, 5):
+        router.registry.set_default("v1")
+        for lease in router.leases(None, tokens):
+            with lease:
+                router.registry.register(ModelEndpoint(f"other-{tokens}", "w", max_context_length=99))
+                router.registry.set_status(lease.endpoint.id, "error")
+        assert lease.endpoint.id == ("v2" if tokens == 20 else "v1")
+
+
+def test_a_loop_goes_on_with_what_is_left_of_several_targets() -> None:
+    router = router_of(v1=10, v2=50)
+    router.registry.add_alias("chat", "v1", "v2")
+    found = []
+    for lease in router.leases("chat"):
+        with lease:
+            found.append(str(lease.endpoint.id))
+            router.registry.add_alias("chat", "v2")
+    assert found == ["v1", "v2"]
+
+
+def test_a_loop_with_weights_has_each_target_once() -> None:
     router = router_of(a=100, b=100, c=100)
     router.registry.add_alias("split", {"a": 1, "b": 1, "c": 1})
     for _ in range(50):
@@ -737,6 +770,17 @@ def test_a_stack_is_leased_on_the_target_that_answers() -> None:
         assert stack.endpoint.id == "v1"
 
 
+def test_a_stack_is_leased_on_the_first_target_that_it_fits() -> None:
+    router = router_of(small=10, large=50)
+    adapters = AdapterRegistry(router.registry)
+    router.registry.add_alias("chat", "small", "large")
+    with adapters.lease_stack("chat", AdapterStack(), 20) as stack:
+        assert stack.endpoint.id == "large"
+    with pytest.raises(ContextTooLongError) as caught:
+        adapters.lease_stack("chat", AdapterStack(), 51)
+    assert caught.value.available == 50
+
+
 # Threads
 
 
@@ -779,3 +823,134 @@ def test_no_reader_sees_a_name_down_while_one_target_is_up() -> None:
         for thread in threads:
             thread.join()
     assert failures == []
+
+
+# Between two instructions
+
+
+@pytest.mark.parametrize("targets", [("a", "b"), ("b", "a"), ({"a": 1, "b": 1},), ({"b": 1, "a": 1},)])
+def test_a_name_is_not_down_when_one_target_fails_after_another_has_come_up(targets: Any) -> None:
+    # Both writes come in between any two instructions of the reader.
+    for place in count():
+        router = ModelRouter(ModelRegistry())
+        registry = router.registry
+        registry.register(ModelEndpoint("a", "p", status="error"))
+        registry.register(ModelEndpoint("b", "p"))
+        registry.add_alias("d", *targets)
+        late: list[Callable[[], object]] = [
+            partial(registry.set_status, "b", "error"),
+            partial(registry.set_status, "a", "ready"),
+        ]
+
+        def write() -> None:
+            while late:  # noqa: B023 -- it runs in this turn
+                late.pop()()  # noqa: B023
+
+        with once_in(place, write):
+            assert router.route("d").id in ("a", "b")
+        if late:
+            break
+
+
+def test_an_alias_whose_change_was_cut_short_anywhere_follows_its_targets_afterwards() -> None:
+    for place in count():
+        registry, cut_short = ModelRegistry(), False
+        router = ModelRouter(registry)
+        for id in ("v1", "v2", "v3"):
+            registry.register(ModelEndpoint(id, "p"))
+            registry.add_alias(f"other {id}", id)
+        registry.add_alias("chat", "v1", "v2")
+        try:
+            with cut_short_at(place):
+                registry.add_alias("chat", "v2", "v3")
+        except CutShort:
+            cut_short = True
+        # The next write completes the one that was cut short, unless it had not begun.
+        registry.register(ModelEndpoint("unrelated", "p"))
+        chat = registry.aliases()["chat"]
+        assert chat in (("v1", "v2"), ("v2", "v3"))
+        registry.set_status("v2", "error")
+        assert router.route("chat").id == ("v1" if "v1" in chat else "v3"), place
+        registry.unregister("v2")
+        assert registry.aliases().get("chat") == ("v1" if "v1" in chat else "v3"), place
+        # An id that the alias does not map to any more does not take it away.
+        registry.add_alias("chat", "unrelated")
+        registry.unregister("v1")
+        registry.unregister("v3")
+        assert registry.aliases() == {"chat": "unrelated"}, place
+        if not cut_short:
+            break
+
+
+def test_errors_of_a_stack_do_not_show_the_ids_behind_an_alias() -> None:
+    registry = ModelRegistry()
+    for id in ("secret", "hidden"):
+        registry.register(ModelEndpoint(id, "p"))
+    adapters = AdapterRegistry(registry)
+    adapters.load(LoraAdapter("code", "hidden", ""))
+    adapters.load(LoraAdapter("slow", "secret", ""), status="loading")
+    registry.add_alias("chat", "secret", "hidden")
+    registry.add_alias("coder", "hidden:code", "hidden")
+    for base, member in (("chat", "slow"), ("chat", "code"), ("chat", "gone"), ("coder", "code")):
+        with pytest.raises(RoutingError) as caught:
+            adapters.lease_stack(base, AdapterStack().add(member, 1.0))
+        body = str(error_response(caught.value).body)
+        assert not any(id in body for id in ("secret", "hidden")), (base, member)
+
+
+def test_a_card_says_the_largest_context_of_the_targets_that_are_ready() -> None:
+    router = ModelRouter(ModelRegistry())
+    registry = router.registry
+    for id, length, status in (("v1", 10, "ready"), ("v2", 99, "loading")):
+        registry.register(ModelEndpoint(id, "p", max_context_length=length, status=status))
+    registry.add_alias("chat", "v2", "v1")
+    registry.set_default("v1")
+    listed = models_response(router, aliases=True, ready=False)["data"]
+    assert isinstance(listed, list)
+    assert [(card["id"], card["max_model_len"]) for card in listed] == [("v1", 10), ("v2", 99), ("chat", 10)]
+    assert (listed[-1]["root"], listed[-1]["status"]) == ("v1", "ready")
+
+
+@pytest.mark.parametrize("targets", [("v1", "v2"), ("v2", "v1"), ({"v1": 9, "v2": 1},)])
+def test_an_alias_of_a_target_without_a_card_has_the_card_of_the_others(targets: Any) -> None:
+    router = ModelRouter(ModelRegistry())
+    for id, length in (("v1", 10), ("v2", 50)):
+        router.registry.register(ModelEndpoint(id, "p", max_context_length=length))
+    router.registry.add_alias("chat", *targets)
+    router.registry.add_alias("plain", "v2")
+
+    def card(endpoint: ModelEndpoint) -> dict[str, object] | None:
+        return None if endpoint.id == "v2" else {"owner": str(endpoint.id)}
+
+    listed = models_response(router, aliases=True, card=card)["data"]
+    assert isinstance(listed, list)
+    assert [(each["id"], each["root"], each["max_model_len"]) for each in listed] == [
+        ("v1", "p", 10),
+        ("chat", "v1", 10),
+    ]
+    assert model_response(router, "chat", card=card) == listed[-1]
+    with pytest.raises(ModelNotFoundError):
+        model_response(router, "plain", card=card)
+
+
+def test_a_card_has_the_model_and_the_parent_of_the_same_moment() -> None:
+    for place in count():
+        router = ModelRouter(ModelRegistry())
+        registry = router.registry
+        registry.register(ModelEndpoint("a", "p"))
+        registry.register(ModelEndpoint("a:x", "p", adapter="x"))
+        registry.add_alias("chat", "gone", "a:x")
+        late: list[Callable[[], object]] = [
+            partial(registry.unregister, "a"),
+            partial(registry.register, ModelEndpoint("a:x", "p", adapter="x", max_context_length=9)),
+        ]
+
+        def write() -> None:
+            while late:  # noqa: B023 -- it runs in this turn
+                late.pop()()  # noqa: B023
+
+        with once_in(place, write):
+            card = model_response(router, "chat")
+        assert (card["max_model_len"], card["parent"]) in ((4096, "a"), (9, None)), place
+        if late:
+            break

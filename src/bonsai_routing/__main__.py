@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (check, route):
         command.add_argument("file", metavar="FILE", help="a configuration, in TOML or JSON")
     route.add_argument("name", metavar="NAME", help="the id or the alias that is requested")
-    route.add_argument("--tokens", type=_tokens, metavar="N", help="the context length that the request needs")
+    route.add_argument("--tokens", type=tokens, metavar="N", help="the context length that the request needs")
     route.add_argument("--key", metavar="K", help="what decides between weights, such as the id of a user")
     options = parser.parse_args(arguments)
     try:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _tokens(text: str) -> int:
+def tokens(text: str) -> int:
     return check_tokens("--tokens", int(text))
 
 

@@ -152,7 +152,7 @@ class Directory:
         return self._read(lambda _: find())[0]
 
     def find_awaited(self, name: str) -> Record | None:
-        """Return the record that somebody who waits for a name waits for.
+        """Return the record that ``when_ready()`` of a name waits for.
 
         Of several targets it is a ready one, or else the first that is loading, or else the first registered.
         """
@@ -324,7 +324,7 @@ class Directory:
 
 
 def _readiness(record: Record) -> int:
-    """Return a number that is the smaller the sooner a record may be served."""
+    """Return a smaller number the sooner a record may be served."""
     return 0 if record.is_ready else 1 if record.endpoint.status is EndpointStatus.LOADING else 2
 
 

@@ -88,7 +88,7 @@ def in_order(target: Target | None, alias: str | None, key: str | None) -> Seque
 
     The ids of a tier with weights are in the order of weighted rendezvous hashing: each id draws a number from a hash
     of *alias*, *key* and the id, and its weight says how likely a large number is.
-    So a key has the same order everywhere, and an id that comes or goes moves its own share of the keys alone.
+    So a key has the same order everywhere, and an id that comes or goes moves only its own share of the keys.
     With ``None`` as *key*, the order is random.
     The source of the method is "Weighted distributed hash tables" by Schindelhauer and Schomaker (2005).
     """

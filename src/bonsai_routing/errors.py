@@ -38,7 +38,8 @@ class ModelNotFoundError(RoutingError, LookupError):
 class ContextTooLongError(RoutingError, ValueError):
     """The request needs more context than the model has.
 
-    ``model`` is the id of the endpoint that was asked, or of the default when no model was requested.
+    ``model`` is the id of the endpoint that was asked, or of the default when no model was requested. Of several
+    targets of an alias it is the ready one with the largest context.
     ``required`` is what the request needs and ``available`` is that endpoint's limit, both in tokens.
     """
 

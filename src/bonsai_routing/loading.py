@@ -617,12 +617,24 @@ class ModelLoader:
                         lease.endpoint, lease.handle = present.endpoint, present.handle
             self._tell(copy, None)
 
-    def _tell(self, copy: Copy, error: RoutingError | None) -> None:
+    def _tell(self, copy: Copy, error: ModelNotFoundError | ModelNotReadyError | None) -> None:
         for name, future in copy.loaded.copy().items():
             if not future.done():
-                notice = Completion(future, None, None if error is None else _as_requested(error, name))
+                notice = Completion(future, None, None if error is None else self._as_requested(error, name))
                 self._store.ledger.tell(notice, notice)
         copy.waiting = {}
+
+    def _as_requested(self, error: ModelNotFoundError | ModelNotReadyError, name: str | None) -> RoutingError:
+        """Return the error for those who requested that name."""
+        if isinstance(error, ModelNotReadyError):
+            named = ModelNotReadyError(error.model, error.status, error.reason, error.retry_after, name)
+        elif self._store.directory.find(name) is None:
+            return error if name is None else ModelNotFoundError(name)
+        else:
+            # The name has other targets, so it is worth trying again.
+            named = ModelNotReadyError(error.model, LOADING, "it was removed before it was loaded", None, name)
+        named.__cause__ = error.__cause__
+        return named
 
     def _fail(self, record: Record, error: BaseException) -> None:
         """Give a model the status ``error``, and tell those who wait for it, or for an adapter on it."""
@@ -646,7 +658,7 @@ class ModelLoader:
                 failure.__cause__ = error
                 self._tell(copy, failure)
 
-    def _gone(self, copy: Copy) -> RoutingError:
+    def _gone(self, copy: Copy) -> ModelNotFoundError | ModelNotReadyError:
         if self._store.directory.find_id(copy.id) is None:
             return ModelNotFoundError(copy.id)
         return ModelNotReadyError(copy.id, LOADING, "it was replaced before it was loaded")
@@ -733,7 +745,8 @@ class LoadingLease(Lease):
 
     ``loaded`` is a future that completes with ``None`` when the model is loaded; ``handle`` is right from then on.
     It fails with :class:`ModelNotReadyError` when the model cannot be loaded, with the exception as its cause, when the
-    model is replaced or its status is set before it is loaded, and with :class:`ModelNotFoundError` when it is removed.
+    model is replaced or its status is set before it is loaded, and with :class:`ModelNotFoundError` when it is removed
+    and the requested name has no other target.
     It may be shared with other leases and cannot be cancelled, so waiting again after a timeout is fine.
     It holds nothing: whatever becomes of waiting, :meth:`release` ends the use.
 
@@ -776,16 +789,6 @@ class _Unknown(Exception):
 
     def __init__(self, record: Record) -> None:
         self.record = record
-
-
-def _as_requested(error: RoutingError, name: str | None) -> RoutingError:
-    """Return the error for those who requested that name."""
-    if isinstance(error, ModelNotReadyError):
-        named: RoutingError = ModelNotReadyError(error.model, error.status, error.reason, error.retry_after, name)
-    else:
-        named = error if name is None else ModelNotFoundError(name)
-    named.__cause__ = error.__cause__
-    return named
 
 
 def _cost(copies: list[Copy]) -> float:

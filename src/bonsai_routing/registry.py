@@ -62,9 +62,9 @@ class ModelRegistry:
         self._store.run(self._store.publish, endpoint, handle)
 
     def unregister(self, id: ModelId | str) -> ModelEndpoint | None:
-        """Remove the endpoint of that id, with every alias of it alone, and return it; ``None`` if there is none.
+        """Remove the endpoint of that id, and return it; ``None`` if there is none.
 
-        An alias with other targets loses this one.
+        Every alias loses this target. An alias without other targets is removed too.
 
         If it was the default, there is no default afterwards.
         An alias is not an id: it cannot be used to unregister.
@@ -102,7 +102,8 @@ class ModelRegistry:
         """Return the endpoint of that id or, if there is none, of that alias; ``None`` if there is neither.
 
         The endpoint may have any status.
-        Of several targets of an alias it is the first that is ready, or the first registered if none is.
+        Of several targets of an alias it is the first that is ready, or the first registered if none is. Among weights
+        one is drawn.
         """
         directory = self._directory
         try:

@@ -8,6 +8,7 @@ from bonsai_routing._checks import check_name, check_tokens
 from bonsai_routing._directory import LARGEST, Directory
 from bonsai_routing._record import Record
 from bonsai_routing._routing import find_next, find_record, rank, refusal
+from bonsai_routing._targets import Targets
 from bonsai_routing.endpoint import ModelEndpoint
 from bonsai_routing.errors import RoutingError
 from bonsai_routing.leases import Lease
@@ -176,8 +177,13 @@ class ModelRouter:
         self, name: str | None, requested_model: ModelId | str | None, required_context: int | None, key: str | None
     ) -> Iterator[Lease]:
         tried: set[str] = set()
+        has_one = False
 
         def find(directory: Directory, _: ModelId | str | None, required_context: int | None) -> Record:
+            nonlocal has_one
+            if not tried:
+                # What an alias is changed to during the loop counts for the next request.
+                has_one = not isinstance(directory.find_targets(name)[0], Targets)
             record = find_next(directory, name, required_context, key, tried)
             tried.add(record.id)
             return record
@@ -192,6 +198,8 @@ class ModelRouter:
                 raise
             # No reference stays here, so a lease that the caller drops is released.
             yield found.pop()
+            if has_one:
+                return
 
     def candidates(
         self,

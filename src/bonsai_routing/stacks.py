@@ -8,6 +8,7 @@ from typing import Any
 
 from bonsai_routing._directory import Directory
 from bonsai_routing._record import Record
+from bonsai_routing._routing import find_record
 from bonsai_routing._store import Store
 from bonsai_routing.adapters import AdapterRef
 from bonsai_routing.endpoint import ModelEndpoint
@@ -88,6 +89,9 @@ def lease_stack(store: Store, base: str | None, refs: list[AdapterRef], required
     if record.endpoint.adapter is not None:
         raise AdapterBaseError(shown, shown, "it is an adapter's endpoint, not a base")
     record.require_ready(base)
+    if base is not None and required_context is not None:
+        # Another target of an alias may have room for what does not fit into the first.
+        record = find_record(store.directory, base, required_context)
     # Everything is checked before the first lease, so an error leaves nothing leased.
     found = [_member(store.directory, record.id, ref.name, shown) for ref in refs]
     records = [record, *(member for member, _ in found)]
@@ -110,7 +114,8 @@ def _member(directory: Directory, base: str, name: str, shown: str) -> tuple[Rec
     for record in _candidates(directory, base, name):
         if record is not None and record.adapter is not None:
             if record.adapter.base_model != base:
-                raise AdapterBaseError(name, shown, f"it is loaded on '{record.adapter.base_model}'")
+                other = f"'{record.adapter.base_model}'" if shown == base else "another base"
+                raise AdapterBaseError(name, shown, f"it is loaded on {other}")
             record.require_ready(f"{shown}:{record.adapter.name}")
             return record, record.adapter
     raise ModelNotFoundError(name if name.startswith(f"{base}:") else f"{shown}:{name}")
