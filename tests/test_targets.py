@@ -19,6 +19,7 @@ from instructions import CutShort, cut_short_at, short_turns
 from read_write_helpers import once_in
 
 from bonsai_routing import (
+    AdapterBaseError,
     AdapterRegistry,
     AdapterStack,
     Candidates,
@@ -779,6 +780,10 @@ def test_a_stack_is_leased_on_the_first_target_that_it_fits() -> None:
     with pytest.raises(ContextTooLongError) as caught:
         adapters.lease_stack("chat", AdapterStack(), 51)
     assert caught.value.available == 50
+    adapters.load(LoraAdapter("code", "large", ""))
+    router.registry.add_alias("chat", "small", "large:code")
+    with pytest.raises(AdapterBaseError):
+        adapters.lease_stack("chat", AdapterStack(), 20)
 
 
 # Threads

@@ -84,14 +84,14 @@ def lease_stack(store: Store, base: str | None, refs: list[AdapterRef], required
     record = store.directory.find(base)
     if record is None:
         raise NoModelsAvailableError if base is None else ModelNotFoundError(base)
+    if base is not None and required_context is not None and record.is_ready:
+        # Another target of an alias may have room for what does not fit into the first.
+        record = find_record(store.directory, base, required_context)
     # Errors say the name that was requested, so that a client does not see the id behind an alias.
     shown = record.id if base is None else base
     if record.endpoint.adapter is not None:
         raise AdapterBaseError(shown, shown, "it is an adapter's endpoint, not a base")
     record.require_ready(base)
-    if base is not None and required_context is not None:
-        # Another target of an alias may have room for what does not fit into the first.
-        record = find_record(store.directory, base, required_context)
     # Everything is checked before the first lease, so an error leaves nothing leased.
     found = [_member(store.directory, record.id, ref.name, shown) for ref in refs]
     records = [record, *(member for member, _ in found)]
