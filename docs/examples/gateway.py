@@ -302,14 +302,14 @@ class Gateway(ThreadingHTTPServer):  # The models, and the connections of those 
                 logging.info("reloaded: %s", change)
             except ConfigError as error:
                 logging.error("not reloaded, and nothing has changed:\n%s", error)
+        timer = Timer(self.grace, os._exit, [1])  # Nothing else ends a thread that waits for a client or an engine.
+        timer.start()  # Before the main thread ends, because no thread can be started after that.
         self.shutdown()
         self.stopping = True
         for connection in [*self.idle]:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RD)
         logging.info("stopping within %s seconds", self.grace)
-        timer = Timer(self.grace, os._exit, [1])  # Nothing else ends a thread that waits for a client or an engine.
-        timer.start()
         self.server_close()
         timer.cancel()
 
