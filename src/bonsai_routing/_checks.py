@@ -6,6 +6,7 @@ import math
 from bonsai_routing.model_id import ModelId
 
 __all__ = [
+    "check_callable",
     "check_name",
     "check_seconds",
     "check_tokens",
@@ -16,6 +17,12 @@ __all__ = [
     "short_repr",
     "shorten",
 ]
+
+
+def check_callable(argument: str, function: object) -> None:
+    """Raise ``TypeError`` when *function* is neither callable nor ``None``."""
+    if not (function is None or callable(function)):
+        raise TypeError(f"{argument} must be a callable or None, not {function!r}")
 
 
 def check_name(argument: str, name: object) -> str:

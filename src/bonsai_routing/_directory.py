@@ -117,8 +117,8 @@ class Directory:
         if record is not CHOICE:
             return record
         target, records, _ = self.find_targets(name)
-        found = [records[id] for id in in_order(target, name, None) if id in records]
-        return next((each for each in found if each.is_ready), next(iter(records.values()), None))
+        found = first_ready(in_order(target, name, None), records.get)
+        return found if found is None or found.is_ready else next(iter(records.values()))
 
     def find_id(self, id: str) -> Record | None:
         """Return the record of an id; ``None`` if it is not registered, even if an alias has that name."""
@@ -131,6 +131,7 @@ class Directory:
         A registered id maps to itself. An id that is not registered has no record.
         For the default, the ready record with the largest context comes third, as of the same moment too.
         """
+        # As _read() does. A function for what is read would double the time, which each choice by a key pays.
         while True:
             before, tables = self.before, self.tables
             target: Target | None = name

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bonsai_routing._checks import check_name, check_tokens, short_repr
+from bonsai_routing._checks import check_callable, check_name, check_tokens, short_repr
 from bonsai_routing._directory import Directory
 from bonsai_routing._record import Record
 from bonsai_routing._targets import Target, ids_of, leading
@@ -141,8 +141,7 @@ def _directory(router: ModelRouter) -> Directory:
 def _check_options(owned_by: object, card: object) -> None:
     if not isinstance(owned_by, str):
         raise TypeError(f"owned_by must be a str, not {owned_by!r}")
-    if not (card is None or callable(card)):
-        raise TypeError(f"card must be a callable or None, not {card!r}")
+    check_callable("card", card)
 
 
 def _listed(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
-from bonsai_routing._checks import check_name
+from bonsai_routing._checks import check_callable, check_name
 from bonsai_routing._ledger import new_future
 from bonsai_routing._record import make_note
 from bonsai_routing._store import Contents, RegistryChange, Store
@@ -41,8 +41,7 @@ class ModelRegistry:
     __slots__ = ("_directory", "_store")
 
     def __init__(self, *, on_idle: Callable[[Publication], object] | None = None) -> None:
-        if not (on_idle is None or callable(on_idle)):
-            raise TypeError(f"on_idle must be a callable or None, not {on_idle!r}")
+        check_callable("on_idle", on_idle)
         # The two doors to the state, for the other modules too: the store to write, the directory to read.
         self._store = Store(on_idle)
         self._directory = self._store.directory

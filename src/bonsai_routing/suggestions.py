@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from difflib import SequenceMatcher
 from itertools import islice
 
-from bonsai_routing._checks import check_name
+from bonsai_routing._checks import check_callable, check_name
 from bonsai_routing.endpoint import ModelEndpoint
 from bonsai_routing.model_id import ModelId
 from bonsai_routing.registry import ModelRegistry
@@ -67,8 +67,7 @@ def suggestions(
     """
     if not isinstance(registry, ModelRegistry):
         raise TypeError(f"registry must be a ModelRegistry, not {registry!r}")
-    if not (card is None or callable(card)):
-        raise TypeError(f"card must be a callable or None, not {card!r}")
+    check_callable("card", card)
     name = check_name("name", name)
 
     def is_listed(candidate: str) -> bool:
